@@ -1,0 +1,88 @@
+"""Secure Media Processor: sensitive images through clouds nobody trusts, and back.
+
+The names below are the library's front door. They are loaded when first used, so that importing the package costs nothing::
+
+    from secure_media_processor import SymmetricKey, decrypt_file, encrypt_file
+
+    key = SymmetricKey.generate()
+    key.save("study.key")
+    encrypt_file("study.nii.gz", "study.nii.gz.smp", [key])
+    decrypt_file("study.nii.gz.smp", "copy.nii.gz", [key])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secure_media_processor.cloud.connectors.base import CloudConnector
+    from secure_media_processor.cloud.connectors.local import LocalConnector
+    from secure_media_processor.cloud.manager import ConnectorManager
+    from secure_media_processor.core.audit import AuditLog
+    from secure_media_processor.core.encryption import (
+        decrypt_file,
+        decrypt_stream,
+        encrypt_file,
+        encrypt_stream,
+        verify_file,
+    )
+    from secure_media_processor.core.keys import SymmetricKey
+    from secure_media_processor.core.keystore import Keystore
+    from secure_media_processor.core.rate_limiter import RateLimiter
+    from secure_media_processor.errors import SmpError
+    from secure_media_processor.medical.deid.engine import Deidentifier
+    from secure_media_processor.medical.dicom.reader import read_folder
+
+_HOME_OF = {
+    "AuditLog": "core.audit",
+    "CloudConnector": "cloud.connectors.base",
+    "ConnectorManager": "cloud.manager",
+    "Deidentifier": "medical.deid.engine",
+    "Keystore": "core.keystore",
+    "LocalConnector": "cloud.connectors.local",
+    "RateLimiter": "core.rate_limiter",
+    "SmpError": "errors",
+    "SymmetricKey": "core.keys",
+    "decrypt_file": "core.encryption",
+    "decrypt_stream": "core.encryption",
+    "encrypt_file": "core.encryption",
+    "encrypt_stream": "core.encryption",
+    "read_folder": "medical.dicom.reader",
+    "verify_file": "core.encryption",
+}
+
+__version__ = "3.0.0.dev0"
+
+__all__ = [
+    "AuditLog",
+    "CloudConnector",
+    "ConnectorManager",
+    "Deidentifier",
+    "Keystore",
+    "LocalConnector",
+    "RateLimiter",
+    "SmpError",
+    "SymmetricKey",
+    "__version__",
+    "decrypt_file",
+    "decrypt_stream",
+    "encrypt_file",
+    "encrypt_stream",
+    "read_folder",
+    "verify_file",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - nothing is imported until a name is used
+
+    value: object = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,29 @@
+"""smp config."""
+
+from __future__ import annotations
+
+import click
+
+from secure_media_processor.cli.options import output_options
+from secure_media_processor.cli.ui import current, table
+from secure_media_processor.core.config import get_loaded
+
+
+@click.group()
+def config() -> None:
+    """Show the settings and where they come from."""
+
+
+@config.command()
+@output_options
+def show() -> None:
+    """Show each setting, its value and where that came from.
+
+    Strongest first: `smp -c NAME=VALUE`, the environment (SMP_NAME), smp.toml in the working directory, the user's own file,
+    the default.
+    """
+    loaded = get_loaded()
+    values = loaded.settings.model_dump(mode="json")
+    rows = [(name, "" if value is None else value, loaded.origins[name]) for name, value in values.items()]
+    settings = {name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()}
+    current().result("smp.config.show/1", {"settings": settings}, table(("setting", "value", "origin"), rows))

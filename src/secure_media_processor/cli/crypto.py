@@ -1,0 +1,195 @@
+"""smp encrypt, decrypt, verify."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from secure_media_processor.cli.auditing import recorded
+from secure_media_processor.cli.options import FILE, force_option, key_option, output_options
+from secure_media_processor.cli.ui import Ui, current, human_size
+from secure_media_processor.core.config import get_settings
+from secure_media_processor.core.encryption import (
+    SUFFIX,
+    Container,
+    decrypt_file,
+    decrypt_stream,
+    encrypt_file,
+    encrypt_stream,
+    verify_file,
+)
+from secure_media_processor.core.files import atomic_write, open_source
+from secure_media_processor.core.keys import SymmetricKey
+from secure_media_processor.core.keystore import Keystore
+from secure_media_processor.errors import KeyMissingError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PIPE = Path("-")
+
+_source = click.argument("source", metavar="IN", type=FILE)
+_target = click.argument("target", metavar="[OUT]", type=FILE, required=False)
+_output = click.option("-o", "--output", type=FILE, help="Where to write; - is standard output.")
+
+
+@click.command()
+@_source
+@_target
+@_output
+@key_option
+@force_option
+@output_options
+def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Path | None, *, force: bool) -> None:
+    """Encrypt a file.
+
+    IN is a file, or - for standard input. OUT is IN with .smp appended unless given. The key is --key, or the primary key of the
+    keystore. The original stays as it is.
+
+    \b
+    Examples:
+      smp encrypt scan.nii.gz
+      tar c study/ | smp encrypt - -o study.tar.smp
+    """
+    ui = current()
+    destination = _destination(source, target, output, source.with_name(source.name + SUFFIX))
+    with recorded("encrypt") as operation:
+        key = _encryption_key(key_file)
+        with ui.progress("encrypting", _size(source)) as progress:
+            if _PIPE in (source, destination):
+                with _streams(source, destination, force=force) as (data, sink):
+                    container = encrypt_stream(data, sink, [key], progress=progress)
+            else:
+                container = encrypt_file(source, destination, [key], overwrite=force, progress=progress)
+        operation.object = bytes.fromhex(container.file_id)
+    ui.detail(f"encrypted for key {key.id}")
+    _report(ui, "encrypt", source, destination, container)
+
+
+@click.command()
+@_source
+@_target
+@_output
+@key_option
+@force_option
+@output_options
+def decrypt(source: Path, target: Path | None, output: Path | None, key_file: Path | None, *, force: bool) -> None:
+    """Decrypt a file.
+
+    IN is a file, or - for standard input. OUT is IN without .smp unless given. OUT appears only when every byte of it has been
+    verified. With -o - verified bytes are written as they come: throw them away if the exit code is not 0.
+
+    \b
+    Examples:
+      smp decrypt scan.nii.gz.smp
+      smp decrypt study.tar.smp -o - | tar x
+    """
+    ui = current()
+    destination = _destination(source, target, output, _without_suffix(source))
+    with recorded("decrypt") as operation:
+        keys = _decryption_keys(key_file)
+        with ui.progress("decrypting", _size(source)) as progress:
+            if _PIPE in (source, destination):
+                with _streams(source, destination, force=force) as (data, sink):
+                    container = decrypt_stream(data, sink, keys, progress=progress)
+            else:
+                container = decrypt_file(source, destination, keys, overwrite=force, progress=progress)
+        operation.object = bytes.fromhex(container.file_id)
+    _report(ui, "decrypt", source, destination, container)
+
+
+@click.command()
+@_source
+@key_option
+@output_options
+def verify(source: Path, key_file: Path | None) -> None:
+    """Check an encrypted file to its last byte and write nothing.
+
+    IN is a file, or - for standard input. Everything that decrypt checks is checked: header, every chunk, size and SHA-256.
+
+    \b
+    Example:
+      smp verify scan.nii.gz.smp
+    """
+    ui = current()
+    with recorded("verify") as operation:
+        keys = _decryption_keys(key_file)
+        with ui.progress("verifying", _size(source)) as progress:
+            if source == _PIPE:
+                container = decrypt_stream(sys.stdin.buffer, None, keys, progress=progress)
+            else:
+                container = verify_file(source, keys, progress=progress)
+        operation.object = bytes.fromhex(container.file_id)
+    size = human_size(container.original.size)
+    text = f"{source}: intact, {size}, SHA-256 of the original {container.original.sha256}"
+    ui.result("smp.verify/1", _fields(source, None, container), text)
+
+
+def _destination(source: Path, target: Path | None, output: Path | None, default: Path | None) -> Path:
+    if target is not None and output is not None:
+        raise UsageError("the output is given twice", hint="give OUT or -o, not both")
+    chosen = output or target
+    if chosen is None:
+        chosen = _PIPE if source == _PIPE else default
+        if chosen == _PIPE and sys.stdout.isatty():
+            raise UsageError("the output would go to the terminal", hint="name a file with -o, or use -o - if you mean it")
+    if chosen is None:
+        raise UsageError(f"{source} does not end in {SUFFIX}, so the output needs a name", hint="name it with -o")
+    return chosen
+
+
+def _without_suffix(source: Path) -> Path | None:
+    return source.with_suffix("") if source.suffix == SUFFIX and source.stem else None
+
+
+@contextmanager
+def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open a pair of which at least one is a pipe."""
+    with sys.stdin.buffer if source == _PIPE else open_source(source) as data:
+        if destination == _PIPE:
+            yield data, sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        else:
+            with atomic_write(destination, overwrite=force) as sink:
+                yield data, sink
+
+
+def _encryption_key(key_file: Path | None) -> SymmetricKey:
+    settings = get_settings()
+    chosen = key_file or settings.key_file
+    return SymmetricKey.load(chosen) if chosen else Keystore(settings.keystore).primary()
+
+
+def _decryption_keys(key_file: Path | None) -> list[SymmetricKey]:
+    settings = get_settings()
+    chosen = key_file or settings.key_file
+    keys = [SymmetricKey.load(chosen)] if chosen else Keystore(settings.keystore).keys()
+    if not keys:
+        raise KeyMissingError(f"there is no key in {settings.keystore}", hint="name the key with --key FILE")
+    return keys
+
+
+def _size(source: Path) -> int | None:
+    return source.stat().st_size if source.is_file() else None
+
+
+def _fields(source: Path, destination: Path | None, container: Container) -> dict[str, object]:
+    original = {key: value for key, value in asdict(container.original).items() if value is not None}
+    paths = {"input": str(source)} | ({"output": str(destination)} if destination else {})
+    return {**paths, "file_id": container.file_id, "original": original}
+
+
+def _report(ui: Ui, command: str, source: Path, destination: Path, container: Container) -> None:
+    """Say what was done; on stdout only as JSON, and never where the data itself went."""
+    message = f"{source} -> {destination} ({human_size(container.original.size)})"
+    if destination == _PIPE:
+        ui.detail(message)
+        return
+    ui.result(f"smp.{command}/1", _fields(source, destination, container), "")
+    if not ui.json:
+        ui.say(message)

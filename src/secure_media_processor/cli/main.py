@@ -1,0 +1,158 @@
+"""The root of the command line. Only click is imported until a command is chosen, so that help and completion are quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from secure_media_processor import __version__
+from secure_media_processor.cli.options import talk_options
+from secure_media_processor.cli.ui import Ui
+from secure_media_processor.errors import SmpError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_INTERRUPTED = 130
+_HERE = "secure_media_processor.cli"
+
+# Section of the help → command → (module, attribute, help line). A test holds each line against the command's own help.
+_COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+    "Encryption": {
+        "encrypt": ("crypto", "encrypt", "Encrypt a file."),
+        "decrypt": ("crypto", "decrypt", "Decrypt a file."),
+        "verify": ("crypto", "verify", "Check an encrypted file to its last byte and write nothing."),
+        "key": ("key", "key", "Make, list and export keys."),
+    },
+    "This program": {
+        "demo": ("demo", "demo", "Show the whole way on a real study, from DICOM to cloud and back."),
+        "doctor": ("doctor", "doctor", "Check the installation, keys, audit log and settings."),
+        "audit": ("audit", "audit", "Read and check the audit log."),
+        "config": ("config", "config", "Show the settings and where they come from."),
+        "completion": ("completion", "completion", "Print a script that completes commands in your shell."),
+    },
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is run or its own help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, as the help shows them."""
+        return [name for section in _COMMANDS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command `cmd_name`."""
+        for section in _COMMANDS.values():
+            if cmd_name in section:
+                from importlib import import_module
+
+                module, attribute, _ = section[cmd_name]
+                command: click.Command = getattr(import_module(f"{_HERE}.{module}"), attribute)
+                return command
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table, by section, without importing any."""
+        for title, section in _COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, line) for name, (_, _, line) in section.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
+        """Complete names of commands from the table, without importing any."""
+        from click.shell_completion import CompletionItem
+
+        rows = [(name, line) for section in _COMMANDS.values() for name, (_, _, line) in section.items()]
+        commands = [CompletionItem(name, help=line) for name, line in rows if name.startswith(incomplete)]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
+    def main(  # type: ignore[override]  # we always end the process ourselves
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        """Run, report what goes wrong by the rules of cli/ui.py, and exit with its code."""
+        ui = Ui()
+        signal.signal(signal.SIGTERM, _terminate)
+        try:
+            code = super().main(args, prog_name or "smp", standalone_mode=False, obj=ui, **extra)
+            sys.stdout.flush()
+        except SmpError as error:
+            ui.fail(error)
+            code = error.exit_code
+        except click.ClickException as error:
+            ui.fail(_from_click(error))
+            code = UsageError.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            print("smp: interrupted", file=sys.stderr)
+            code = _INTERRUPTED
+        except BrokenPipeError:
+            # The reader of our output went away. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except Exception as error:
+            if os.environ.get("SMP_DEBUG"):
+                raise
+            ui.fail(_internal(error))
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class InternalError(SmpError):
+    """The program has a mistake. The line of code where it shows is named; please report it."""
+
+    code = "SMP-INTERNAL"
+    default_hint = "please report it; with SMP_DEBUG=1 set the traceback is shown, which may hold data"
+
+
+def _internal(error: Exception) -> SmpError:
+    """Describe an unexpected error by its kind and place; its text might hold data."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    place = f"{os.path.basename(step.tb_frame.f_code.co_filename)}:{step.tb_lineno}" if step else "unknown place"  # noqa: PTH119 - importing pathlib for it is not worth it
+    return InternalError(f"this should not have happened: {type(error).__name__} at {place}")
+
+
+def _from_click(error: click.ClickException) -> SmpError:
+    message = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"`{context.command_path} --help` shows how it is used" if context else None
+    return UsageError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _terminate(_signal: int, _frame: object) -> NoReturn:
+    """End on SIGTERM as on Ctrl-C, so that unfinished files are removed on the way out."""
+    raise KeyboardInterrupt
+
+
+def _parse_settings(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    if any(not separator for _, separator, _ in pairs):
+        raise click.BadParameter("write it as NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="smp", message="%(prog)s %(version)s")
+@click.option(
+    "-c", "--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_parse_settings,
+    help="Use this value for a setting; see `smp config show`.",
+)
+@talk_options
+def main(settings: dict[str, str]) -> None:
+    """Take sensitive images through clouds you do not trust, and back.
+
+    \b
+    Examples:
+      smp key generate
+      smp encrypt scan.nii.gz
+      smp decrypt scan.nii.gz.smp -o copy.nii.gz
+      smp demo
+    """
+    if settings:
+        from secure_media_processor.core.config import set_flags
+
+        set_flags(settings)

@@ -1,0 +1,215 @@
+"""Encrypt, decrypt and verify files and streams: the front door of the library.
+
+Everything runs in constant memory, whatever the size. A file appears under its name only when it is complete, synced and, on
+decryption, verified to its last byte.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from secure_media_processor.core.container import (
+    FILE_KEY_SIZE,
+    LEAD_SIZE,
+    Header,
+    Original,
+    build_header,
+    header_length,
+    new_prefix,
+    parse_header,
+)
+from secure_media_processor.core.files import atomic_write, open_source, os_errors, refuse_same_file
+from secure_media_processor.core.payload import Progress, decrypt_payload, encrypt_payload, read_full
+from secure_media_processor.core.recipients import unwrap_file_key
+from secure_media_processor.errors import TruncatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from secure_media_processor.core.payload import Sink, Source
+    from secure_media_processor.core.recipients import Identity, Recipient
+
+SUFFIX = ".smp"
+
+_MEDIA_TYPES = {
+    ".avif": "image/avif",
+    ".dcm": "application/dicom",
+    ".gif": "image/gif",
+    ".heic": "image/heic",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".mov": "video/quicktime",
+    ".mp4": "video/mp4",
+    ".pdf": "application/pdf",
+    ".png": "image/png",
+    ".tif": "image/tiff",
+    ".tiff": "image/tiff",
+    ".webp": "image/webp",
+    ".zip": "application/zip",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """An encrypted file that was written or read to its end."""
+
+    file_id: str
+    """32 hexadecimal digits, random: names the container without telling anything about the data."""
+    original: Original
+    """Size, SHA-256 and the like of the data."""
+
+
+def encrypt_file(
+    source: Path | str,
+    target: Path | str,
+    recipients: Sequence[Recipient],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Container:
+    """Encrypt the file `source` into the new file `target` (mode 0600) so that each of `recipients` can open it.
+
+    Args:
+        source: A file or named pipe.
+        target: Must not exist, unless `overwrite`; never the same file as `source`.
+        recipients: 1 to 64, such as SymmetricKey.
+        overwrite: Replace `target` when the new file is complete.
+        progress: Called with the number of bytes read so far.
+
+    Raises:
+        SameFileError, ExistsError, MissingError, FileAccessError, NoSpaceError: nothing is left behind.
+    """
+    source, target = Path(source), Path(target)
+    with open_source(source) as data:
+        refuse_same_file(source, target)
+        with atomic_write(target, overwrite=overwrite) as output:
+            facts = _facts(source, data)
+            return _encrypt(_Named(data, source), output, recipients, facts, progress)
+
+
+def encrypt_stream(
+    source: Source,
+    sink: Sink,
+    recipients: Sequence[Recipient],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Container:
+    """Encrypt `source`, read to its end, into `sink`. As encrypt_file, for pipes and memory."""
+    return _encrypt(source, sink, recipients, _NO_FACTS, progress)
+
+
+def decrypt_file(
+    source: Path | str,
+    target: Path | str,
+    identities: Sequence[Identity],
+    *,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Container:
+    """Decrypt the file `source` into the new file `target` (mode 0600, modification time of the original).
+
+    `target` appears only after every byte was authenticated and the SHA-256 of the whole agrees.
+
+    Raises:
+        IntegrityError: the file was damaged or is not for these identities; its subclasses say which.
+        SameFileError, ExistsError, MissingError, FileAccessError, NoSpaceError: nothing is left behind.
+    """
+    source, target = Path(source), Path(target)
+    with open_source(source) as data:
+        refuse_same_file(source, target)
+        with atomic_write(target, overwrite=overwrite) as output:
+            container = decrypt_stream(_Named(data, source), output, identities, progress=progress)
+            if container.original.mtime_ns is not None:
+                output.flush()
+                os.utime(output.fileno(), ns=(container.original.mtime_ns, container.original.mtime_ns))
+            return container
+
+
+def decrypt_stream(
+    source: Source,
+    sink: Sink | None,
+    identities: Sequence[Identity],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Container:
+    """Decrypt `source`, read to its end, into `sink`; with None, verify only.
+
+    `sink` is given authenticated bytes only, but gets the first of them before the last are known: what was written must be
+    thrown away if this raises.
+    """
+    header = _read_header(source)
+    file_key = unwrap_file_key(header, identities)
+    counter = Progress(progress, done=len(header.raw))
+    original = decrypt_payload(
+        source, sink, file_key, header.prefix, offset=len(header.raw), progress=counter
+    )
+    return Container(header.file_id.hex(), original)
+
+
+def verify_file(
+    source: Path | str,
+    identities: Sequence[Identity],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Container:
+    """Read the encrypted file `source` to its end and check every byte, as decrypt_file does; write nothing."""
+    source = Path(source)
+    with open_source(source) as data:
+        return decrypt_stream(_Named(data, source), None, identities, progress=progress)
+
+
+def read_file_id(source: Path | str) -> bytes:
+    """Return the 16-byte file id of the encrypted file `source`, not authenticated. Raises IntegrityError if it is none."""
+    with open_source(Path(source)) as data:
+        return _read_header(_Named(data, Path(source))).file_id
+
+
+_NO_FACTS = Original(size=0, sha256="")
+
+
+def _encrypt(
+    source: Source,
+    sink: Sink,
+    recipients: Sequence[Recipient],
+    facts: Original,
+    progress: Callable[[int], None] | None,
+) -> Container:
+    file_key, prefix = secrets.token_bytes(FILE_KEY_SIZE), new_prefix()
+    header = build_header(prefix, [recipient.wrap(file_key, prefix) for recipient in recipients], file_key)
+    sink.write(header)
+    original = encrypt_payload(source, sink, file_key, prefix, facts=facts, progress=Progress(progress))
+    return Container(parse_header(header).file_id.hex(), original)
+
+
+def _facts(path: Path, file: BinaryIO) -> Original:
+    """Return what is known of a file before it is read."""
+    mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+    suffixes = path.name.lower().removesuffix(".gz")
+    media_type = "application/x-nifti" if suffixes.endswith(".nii") else _MEDIA_TYPES.get(path.suffix.lower())
+    return Original(size=0, sha256="", name=path.name, mtime_ns=max(mtime_ns, 0), media_type=media_type)
+
+
+def _read_header(source: Source) -> Header:
+    lead = bytearray(LEAD_SIZE)
+    filled = read_full(source, memoryview(lead))
+    rest = bytearray(header_length(bytes(lead[:filled])) - LEAD_SIZE)
+    filled = read_full(source, memoryview(rest))
+    if filled < len(rest):
+        raise TruncatedError(f"the file is cut short: it ends at byte {LEAD_SIZE + filled}, inside its header")
+    return parse_header(bytes(lead + rest))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A file that is named when reading it fails (the writer names its own)."""
+
+    file: BinaryIO
+    path: Path
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        with os_errors(f"read {self.path}"):
+            return self.file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]  # FileIO has it

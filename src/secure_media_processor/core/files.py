@@ -1,0 +1,197 @@
+"""Reading and writing files so that nothing half-written is ever seen.
+
+A new file is written without a name (``O_TMPFILE``), synced, and only then linked into its folder: a kill at any moment, even
+``kill -9`` or a power cut, leaves the target absent or as it was, and no temporary file. Where the file system cannot do that
+(NFS, FAT), a hidden file in the same folder takes its place and is removed on every error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from secure_media_processor.errors import (
+    ExistsError,
+    FileAccessError,
+    MissingError,
+    NoSpaceError,
+    SameFileError,
+    SmpError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+# Reads and writes of this size are fastest: the buffers stay in the second-level cache.
+COPY_BLOCK = 256 * 1024
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What open(O_TMPFILE) says where it is not supported; EISDIR comes from kernels older than 3.11.
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
+_NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+def smp_error_from(error: OSError, what: str) -> SmpError:
+    """Return the error of our tree for `error`, which happened while trying to `what` (such as "read scan.dcm")."""
+    reason = os.strerror(error.errno) if error.errno else "input/output error"
+    message = f"cannot {what}: {reason[:1].lower()}{reason[1:]}"
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return MissingError(message, hint="check the path")
+        case errno.EEXIST:
+            return ExistsError(message)
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return FileAccessError(message, hint="check the permissions of the file and of its folder")
+        case errno.EISDIR:
+            return FileAccessError(message, hint="name a file, not a folder")
+        case code if code in _FULL:
+            return NoSpaceError(message)
+        case _:
+            return FileAccessError(message)
+
+
+@contextmanager
+def os_errors(what: str) -> Iterator[None]:
+    """Turn an OSError of the block into an error of our tree that says `what` could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise smp_error_from(error, what) from error
+
+
+def open_source(path: Path) -> BinaryIO:
+    """Open `path` for reading, unbuffered. A regular file or a pipe; a folder or a device is refused.
+
+    Raises:
+        MissingError: there is no such file.
+        FileAccessError: it may not be read, or is neither a file nor a pipe.
+    """
+    with os_errors(f"read {path}"):
+        handle = path.open("rb", buffering=0)
+        mode = os.fstat(handle.fileno()).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        handle.close()
+        raise FileAccessError(f"cannot read {path}: it is a device", hint="name a file")
+    return handle
+
+
+def refuse_same_file(source: Path, target: Path) -> None:
+    """Raise SameFileError if `target` is `source`: by another spelling, a symbolic link or a hard link."""
+    with suppress(FileNotFoundError):
+        if source.resolve() == target.resolve() or source.samefile(target):
+            raise SameFileError(f"input and output are the same file: {target}")
+
+
+def make_private_folder(path: Path) -> None:
+    """Create the folder `path`, readable by its owner only, and its parents, if it is not there."""
+    with os_errors(f"make the folder {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+@contextmanager
+def atomic_write(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """Yield a file to write to that becomes `target`, mode 0600, when the block ends without an error.
+
+    The new file is synced to disk before it gets its name, and so is the folder after. If the block raises, or the process
+    dies, `target` stays as it was.
+
+    Raises:
+        ExistsError: `target` exists and `overwrite` is false (also if it comes to exist meanwhile).
+        NoSpaceError, FileAccessError, MissingError: as the system says.
+    """
+    if target.is_dir():
+        raise FileAccessError(f"cannot write {target}: it is a folder", hint="name a file with -o")
+    if not overwrite and os.path.lexists(target):
+        raise ExistsError(f"{target} exists already")
+    with os_errors(f"write {target}"):
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield from _write_into(folder, target.name, overwrite=overwrite)
+        finally:
+            os.close(folder)
+
+
+def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write `data` as the file `target`, mode 0600, all or nothing. Raises as atomic_write."""
+    with atomic_write(target, overwrite=overwrite) as file:
+        file.write(data)
+
+
+def _write_into(folder: int, name: str, *, overwrite: bool) -> Iterator[BinaryIO]:
+    descriptor, temporary = _create(folder)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+            if temporary is None:
+                temporary = _give_name(descriptor, folder, name, overwrite=overwrite)
+        if temporary is not None:
+            _rename(temporary, name, folder, overwrite=overwrite)
+            temporary = None
+        os.fsync(folder)
+    finally:
+        if temporary is not None:
+            os.unlink(temporary, dir_fd=folder)
+
+
+def _create(folder: int) -> tuple[int, str | None]:
+    """Return a descriptor of a new file in `folder` and its name there, None where it could be made without one."""
+    try:
+        # The descriptor's own path names its folder even if that is moved or replaced meanwhile.
+        return os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE), None
+    except OSError as error:
+        if error.errno not in _NO_TMPFILE:
+            raise
+    name = _temporary_name()
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, PRIVATE_FILE, dir_fd=folder), name
+
+
+def _temporary_name() -> str:
+    return f".{secrets.token_hex(8)}.smp-part"
+
+
+def _give_name(descriptor: int, folder: int, name: str, *, overwrite: bool) -> str | None:
+    """Link the nameless file as `name`; if that exists and may be replaced, as a temporary name, which is returned."""
+    path = f"/proc/self/fd/{descriptor}"
+    try:
+        # dir_fd makes Python call linkat with AT_SYMLINK_FOLLOW, which plain link() would not do.
+        os.link(path, name, dst_dir_fd=folder, follow_symlinks=True)
+    except FileExistsError:
+        if not overwrite:
+            raise
+        temporary = _temporary_name()
+        os.link(path, temporary, dst_dir_fd=folder, follow_symlinks=True)
+        return temporary
+    return None
+
+
+def _rename(temporary: str, name: str, folder: int, *, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        return
+    try:
+        os.link(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)  # fails if `name` exists; rename would replace it
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        _refuse_existing(name, folder)
+        os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+        return
+    os.unlink(temporary, dir_fd=folder)
+
+
+def _refuse_existing(name: str, folder: int) -> None:
+    """Raise FileExistsError if `name` is in `folder`: the nearest to a safe rename where there are no hard links."""
+    with suppress(FileNotFoundError):
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
