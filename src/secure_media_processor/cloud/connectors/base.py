@@ -1,0 +1,162 @@
+"""The contract of a store.
+
+Whoever writes a connector implements the methods marked abstract and runs the suite in cloud/testing.py over it. The rules:
+
+* Errors are raised, from the tree in errors.py; ``retryable`` on the error says whether the same call may succeed later.
+  A connector does not retry: that, rate limits and logs are wrapped around it.
+* An object is there completely or not at all: a put that fails, or whose process dies, leaves nothing under the key, and the
+  old object if there was one.
+* Keys are checked with paths.check_key before anything is sent.
+* A connector may be used by several threads at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from secure_media_processor.core.files import COPY_BLOCK, atomic_write, open_source, os_errors
+from secure_media_processor.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+
+Digests = dict[str, str]
+"""Name of the hash, as in hashlib, → lower-case hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a store can do: data, to be asked before acting."""
+
+    native_digests: frozenset[str]
+    """Hashes that native_digest gives, such as "sha256"."""
+    atomic_create: bool
+    """Whether put with if_absent is safe against another writer at the same moment."""
+    digests_are_stored: bool
+    """Whether native_digest answers from what the store recorded, without reading the object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store says of an object."""
+
+    key: str
+    size: int
+    """Bytes."""
+
+
+class CloudConnector(ABC):
+    """One store."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this store can do. Asks nobody."""
+
+    @abstractmethod
+    def put(
+        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+    ) -> ObjectInfo:
+        """Store the bytes of `source` under `key`. Not retried by the caller unless `source` can be made anew.
+
+        Args:
+            key: See paths.check_key.
+            source: Blocks of any size, read once.
+            digests: What the object must hash to. It is refused, and nothing stored, if it does not.
+            if_absent: Refuse if the key is taken; otherwise replace.
+
+        Raises:
+            ExistsError: the key is taken. Permanent.
+            IntegrityError: `digests` do not fit. Permanent.
+            NoSpaceError: the store is full. Permanent.
+            CredentialsError: not allowed. Permanent.
+            TransientError: the store does not answer.
+        """
+
+    @abstractmethod
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of an object from `offset` on, `length` of them at most. They are not verified.
+
+        Idempotent. Raises MissingError (permanent), CredentialsError (permanent) or TransientError, on the first step or later.
+        """
+
+    @abstractmethod
+    def stat(self, key: str) -> ObjectInfo:
+        """Return what the store knows of an object. Idempotent. Raises MissingError, CredentialsError or TransientError."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object. Raises MissingError if it is not there, CredentialsError or TransientError."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with `prefix`, in order of key, page by page as they are asked for.
+
+        Idempotent. Raises CredentialsError or TransientError: never an empty list for a failure.
+        """
+
+    @abstractmethod
+    def native_digest(self, key: str) -> Digests:
+        """Return the hashes by which the store can prove what it holds now. Idempotent. Raises as stat."""
+
+    def close(self) -> None:
+        """Drop connections and credentials. The connector is not used after that. The base class has none."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def upload_file(self, path: Path | str, key: str, *, if_absent: bool = True) -> ObjectInfo:
+        """Store the file `path`, as it is, under `key`. Raises as put, and MissingError or FileAccessError for `path`."""
+        return self.put(key, read_blocks(Path(path)), if_absent=if_absent)
+
+    def download_file(
+        self, key: str, path: Path | str, *, digests: Mapping[str, str] | None = None, overwrite: bool = False
+    ) -> None:
+        """Write the object `key` to the new file `path`, which appears when complete and, with `digests`, verified.
+
+        Raises as get and atomic_write, and IntegrityError if the SHA-256 in `digests` does not fit.
+        """
+        hasher = sha256()
+        with atomic_write(Path(path), overwrite=overwrite) as file:
+            for block in self.get(key):
+                hasher.update(block)
+                file.write(block)
+            refuse_other({"sha256": hasher.hexdigest()}, digests)
+
+    def delete_file(self, key: str) -> None:
+        """Remove the object `key`; see delete."""
+        self.delete(key)
+
+    def list_files(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with `prefix`; see list."""
+        return self.list(prefix)
+
+
+def refuse_other(found: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
+    """Raise IntegrityError if a hash in both differs, or if `expected` has hashes and none of them was found."""
+    if not expected:
+        return
+    common = found.keys() & expected.keys()
+    if not common or any(found[name] != expected[name] for name in common):
+        raise IntegrityError("the bytes are not those that were expected: their digest differs")
+
+
+def read_blocks(path: Path) -> Iterator[bytes]:
+    """Yield the file `path` in blocks. Raises MissingError or FileAccessError."""
+    with open_source(path) as file:
+        while True:
+            with os_errors(f"read {path}"):
+                block = file.read(COPY_BLOCK)
+            if not block:
+                return
+            yield block

@@ -1,0 +1,148 @@
+"""A folder as a store: a second disk, a network share, the embedded default."""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from secure_media_processor.cloud.connectors.base import (
+    Capabilities,
+    CloudConnector,
+    Digests,
+    ObjectInfo,
+    read_blocks,
+    refuse_other,
+)
+from secure_media_processor.cloud.paths import check_key
+from secure_media_processor.core.files import (
+    COPY_BLOCK,
+    PRIVATE_FOLDER,
+    atomic_write,
+    make_private_folder,
+    os_errors,
+    write_file,
+)
+from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+# Marks the folder of a store. A folder without it is a disk that is not mounted, not an empty store.
+_MARK = ".smp-store"
+
+
+class LocalConnector(CloudConnector):
+    """A store in a folder. Each object is the file of its key, so that any other tool can read it too."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Use the store that `create` made in `folder`. Nothing is touched until the first call."""
+        self._folder = Path(folder)
+
+    @classmethod
+    def create(cls, folder: Path | str) -> Self:
+        """Make a store in `folder`, which is created if need be. A store that is there already is used as it is."""
+        store = cls(folder)
+        make_private_folder(store._folder)
+        try:
+            write_file(store._folder / _MARK, b"smp store, version 1\n")
+        except ExistsError:  # the store was made before: that is what was asked for
+            pass
+        return store
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """A folder records no digests: they are computed by reading the file."""
+        return Capabilities(frozenset({"sha256"}), atomic_create=True, digests_are_stored=False)
+
+    def put(
+        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+    ) -> ObjectInfo:
+        """Store the bytes of `source` under `key`; see CloudConnector."""
+        path = self._path(key)
+        with os_errors(f"write {path}"):
+            path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        hasher, size = sha256(), 0
+        with atomic_write(path, overwrite=not if_absent) as file:
+            for block in source:
+                hasher.update(block)
+                size += len(block)
+                file.write(block)
+            refuse_other({"sha256": hasher.hexdigest()}, digests)
+        return ObjectInfo(key, size)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of an object; see CloudConnector."""
+        path = self._existing(key)
+        left = length
+        with os_errors(f"read {path}"), path.open("rb") as file:
+            file.seek(offset)
+            while left is None or left > 0:
+                block = file.read(COPY_BLOCK if left is None else min(COPY_BLOCK, left))
+                if not block:
+                    return
+                left = None if left is None else left - len(block)
+                yield block
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size and key of an object; see CloudConnector."""
+        path = self._existing(key)
+        with os_errors(f"read {path}"):
+            return ObjectInfo(key, path.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        """Remove an object, and the folders that it leaves empty; see CloudConnector."""
+        path = self._existing(key)
+        with os_errors(f"remove {path}"):
+            path.unlink()
+        for folder in path.relative_to(self._folder).parents[:-1]:
+            try:
+                (self._folder / folder).rmdir()
+            except OSError:  # not empty: another object lives there
+                return
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with `prefix`, in order of key; see CloudConnector."""
+        self._refuse_absent_store()
+        with os_errors(f"read {self._folder}"):
+            keys = sorted(self._keys(prefix))
+        return (self.stat(key) for key in keys)
+
+    def native_digest(self, key: str) -> Digests:
+        """Return the SHA-256 of an object, computed now; see CloudConnector."""
+        hasher = sha256()
+        for block in read_blocks(self._existing(key)):
+            hasher.update(block)
+        return {"sha256": hasher.hexdigest()}
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        for folder, _, names in os.walk(self._folder, onerror=_raise):
+            for name in names:
+                key = os.path.relpath(os.path.join(folder, name), self._folder)  # noqa: PTH118 - strings, for speed
+                if key.startswith(prefix) and not name.startswith(".smp-") and not name.endswith(".smp-part"):
+                    yield key
+
+    def _path(self, key: str) -> Path:
+        """Return where the object `key` is or would be. Raises FileAccessError if a link leads elsewhere."""
+        check_key(key)
+        self._refuse_absent_store()
+        path = self._folder / key
+        if path.is_symlink() or not path.parent.resolve().is_relative_to(self._folder.resolve()):
+            raise FileAccessError(f"{path} is, or lies behind, a symbolic link")
+        return path
+
+    def _existing(self, key: str) -> Path:
+        path = self._path(key)
+        if not path.is_file():
+            raise MissingError(f"there is no object {key} in {self._folder}")
+        return path
+
+    def _refuse_absent_store(self) -> None:
+        if not (self._folder / _MARK).is_file():
+            hint = f"mount the disk it is on; LocalConnector.create({str(self._folder)!r}) makes a new store"
+            raise TransientError(f"there is no store in {self._folder}", hint=hint)
+
+
+def _raise(error: OSError) -> None:
+    raise error

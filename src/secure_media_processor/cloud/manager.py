@@ -1,0 +1,223 @@
+"""One object in several stores: written at a quorum, checked replica by replica, repaired from a good copy."""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from secure_media_processor.cloud.connectors.base import refuse_other, read_blocks
+from secure_media_processor.core.encryption import read_file_id
+from secure_media_processor.errors import (
+    IntegrityError,
+    MissingError,
+    ObjectLostError,
+    QuorumError,
+    SmpError,
+    TransientError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from secure_media_processor.cloud.connectors.base import CloudConnector
+
+# Enough that no two objects ever get the same key by chance.
+_KEY_BYTES = 16
+
+
+class ReplicaState(StrEnum):
+    """What one store has of an object."""
+
+    INTACT = "intact"
+    DAMAGED = "damaged"
+    MISSING = "missing"
+    UNREACHABLE = "unreachable"
+
+
+class ObjectState(StrEnum):
+    """What all stores together have of an object."""
+
+    FULL = "full"
+    """Every store has an intact copy."""
+    DEGRADED = "degraded"
+    """Some store has, and not every one."""
+    LOST = "lost"
+    """No store that answers has."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """How to find an object again and to know that it is the right one."""
+
+    key: str
+    size: int
+    """Bytes of ciphertext."""
+    sha256: str
+    """Of the ciphertext, 64 hexadecimal digits."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The hashes as connectors take them."""
+        return {"sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """An object in one store."""
+
+    state: ReplicaState
+    reason: str = ""
+    """Why it is not intact, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """An object in all stores."""
+
+    object: StoredObject
+    replicas: Mapping[str, Replica]
+    """Name of the store → what it has."""
+
+    @property
+    def state(self) -> ObjectState:
+        """The replicas in one word."""
+        intact = sum(replica.state is ReplicaState.INTACT for replica in self.replicas.values())
+        if intact == len(self.replicas):
+            return ObjectState.FULL
+        return ObjectState.DEGRADED if intact else ObjectState.LOST
+
+
+class ConnectorManager:
+    """Several stores that hold the same objects."""
+
+    def __init__(self, connectors: Mapping[str, CloudConnector], *, quorum: int | None = None) -> None:
+        """Use `connectors`, by name.
+
+        Args:
+            connectors: At least one.
+            quorum: How many stores must take an object for a write to succeed; the majority unless given.
+        """
+        if not connectors:
+            raise UsageError("at least one store is needed")
+        self._connectors = dict(connectors)
+        self._quorum = len(connectors) // 2 + 1 if quorum is None else quorum
+        if not 1 <= self._quorum <= len(connectors):
+            raise UsageError(f"a quorum of {self._quorum} cannot be met by {len(connectors)} stores")
+
+    def sync_file(self, path: Path | str) -> ObjectStatus:
+        """Store the encrypted file `path` in every store, all at the same time, under a random key that tells nothing.
+
+        Args:
+            path: An SMP1 container; anything else is refused, because it would reach the stores in clear.
+
+        Returns:
+            Where it is now. The state is degraded if the quorum was met and not every store took it: repair it later.
+
+        Raises:
+            NotEncryptedError: `path` is not encrypted.
+            QuorumError: too few stores took it; what was written has been removed again where that was possible.
+        """
+        path = Path(path)
+        read_file_id(path)
+        item = _describe(path, secrets.token_hex(_KEY_BYTES))
+        outcomes = self._everywhere(lambda store: _put(store, item, read_blocks(path)))
+        status = ObjectStatus(item, outcomes)
+        written = [name for name, replica in outcomes.items() if replica.state is ReplicaState.INTACT]
+        if len(written) < self._quorum:
+            for name in written:
+                with suppress(SmpError):  # it cannot be helped, and the error below tells the rest
+                    self._connectors[name].delete(item.key)
+            reasons = "; ".join(f"{name}: {r.reason}" for name, r in outcomes.items() if r.reason)
+            raise QuorumError(f"{len(written)} of {len(outcomes)} stores took the object, {self._quorum} must ({reasons})")
+        return status
+
+    def verify(self, item: StoredObject) -> ObjectStatus:
+        """Ask every store for its own digest of `item`. A store that cannot be asked is reported, never taken as empty."""
+        return ObjectStatus(item, self._everywhere(lambda store: _check(store, item)))
+
+    def repair(self, item: StoredObject) -> ObjectStatus:
+        """Copy `item` from an intact replica to each store where it is damaged or missing. Returns how it is afterwards.
+
+        Ciphertext goes from store to store through memory, its digest is checked on the way, and nothing is decrypted.
+
+        Raises:
+            ObjectLostError: no store has an intact copy.
+            TransientError: no store that answers has one.
+        """
+        before = self.verify(item)
+        sources = [name for name, replica in before.replicas.items() if replica.state is ReplicaState.INTACT]
+        if not sources:
+            reasons = [f"{name}: {replica.reason}" for name, replica in before.replicas.items()]
+            unreachable = any(replica.state is ReplicaState.UNREACHABLE for replica in before.replicas.values())
+            raise _unavailable(item, reasons, may_return=unreachable)
+        for name, replica in before.replicas.items():
+            if replica.state in (ReplicaState.DAMAGED, ReplicaState.MISSING):
+                with suppress(SmpError):  # the check below reports what is still wrong, and why
+                    blocks = self._connectors[sources[0]].get(item.key)
+                    self._connectors[name].put(item.key, blocks, digests=item.digests, if_absent=False)
+        return self.verify(item)
+
+    def fetch(self, item: StoredObject, path: Path | str, *, overwrite: bool = False) -> str:
+        """Write `item` to the new file `path` from the first store that gives it intact. Returns the name of that store.
+
+        Raises:
+            ObjectLostError: none does.
+            TransientError: none does, and some did not answer.
+            ExistsError, FileAccessError, NoSpaceError: `path` cannot be written.
+        """
+        reasons, may_return = [], False
+        for name, store in self._connectors.items():
+            try:
+                store.download_file(item.key, path, digests=item.digests, overwrite=overwrite)
+            except (IntegrityError, MissingError, TransientError) as error:
+                reasons.append(f"{name}: {error}")
+                may_return = may_return or error.retryable
+            else:
+                return name
+        raise _unavailable(item, reasons, may_return=may_return)
+
+    def _everywhere(self, act: Callable[[CloudConnector], Replica]) -> dict[str, Replica]:
+        """Act on all stores at once. Errors of the tree become part of the answer; others are mistakes and are raised."""
+        with ThreadPoolExecutor(len(self._connectors)) as pool:
+            futures = {name: pool.submit(act, store) for name, store in self._connectors.items()}
+            return {name: future.result() for name, future in futures.items()}
+
+
+def _unavailable(item: StoredObject, reasons: list[str], *, may_return: bool) -> SmpError:
+    message = f"no store gives the object {item.key} intact ({'; '.join(reasons)})"
+    return TransientError(message) if may_return else ObjectLostError(message)
+
+
+def _describe(path: Path, key: str) -> StoredObject:
+    hasher, size = sha256(), 0
+    for block in read_blocks(path):
+        hasher.update(block)
+        size += len(block)
+    return StoredObject(key, size, hasher.hexdigest())
+
+
+def _put(store: CloudConnector, item: StoredObject, source: Iterator[bytes]) -> Replica:
+    try:
+        store.put(item.key, source, digests=item.digests)
+    except SmpError as error:
+        return Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
+    return Replica(ReplicaState.INTACT)
+
+
+def _check(store: CloudConnector, item: StoredObject) -> Replica:
+    try:
+        refuse_other(store.native_digest(item.key), item.digests)
+    except MissingError as error:
+        return Replica(ReplicaState.MISSING, str(error))
+    except IntegrityError as error:
+        return Replica(ReplicaState.DAMAGED, str(error))
+    except SmpError as error:
+        return Replica(ReplicaState.UNREACHABLE, str(error))
+    return Replica(ReplicaState.INTACT)

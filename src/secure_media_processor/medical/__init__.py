@@ -1,0 +1,1 @@
+"""Medical images: reading DICOM and taking the patient out of it."""
