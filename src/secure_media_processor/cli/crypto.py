@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -21,6 +21,7 @@ from secure_media_processor.core.encryption import (
     decrypt_stream,
     encrypt_file,
     encrypt_stream,
+    read_file_id,
     verify_file,
 )
 from secure_media_processor.core.files import atomic_write, open_source
@@ -30,6 +31,8 @@ from secure_media_processor.errors import KeyMissingError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from secure_media_processor.core.payload import Sink, Source
 
 _PIPE = Path("-")
 
@@ -48,8 +51,8 @@ _output = click.option("-o", "--output", type=FILE, help="Where to write; - is s
 def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Path | None, *, force: bool) -> None:
     """Encrypt a file.
 
-    IN is a file, or - for standard input. OUT is IN with .smp appended unless given. The key is --key, or the primary key of the
-    keystore. The original stays as it is.
+    IN is a file, or - for standard input. OUT is IN with .smp appended unless given. The key is --key, or the primary key of
+    the keystore. The original stays as it is.
 
     \b
     Examples:
@@ -92,6 +95,7 @@ def decrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
     ui = current()
     destination = _destination(source, target, output, _without_suffix(source))
     with recorded("decrypt") as operation:
+        operation.object = None if source == _PIPE else read_file_id(source)
         keys = _decryption_keys(key_file)
         with ui.progress("decrypting", _size(source)) as progress:
             if _PIPE in (source, destination):
@@ -118,10 +122,11 @@ def verify(source: Path, key_file: Path | None) -> None:
     """
     ui = current()
     with recorded("verify") as operation:
+        operation.object = None if source == _PIPE else read_file_id(source)
         keys = _decryption_keys(key_file)
         with ui.progress("verifying", _size(source)) as progress:
             if source == _PIPE:
-                container = decrypt_stream(sys.stdin.buffer, None, keys, progress=progress)
+                container = decrypt_stream(_standard_input(), None, keys, progress=progress)
             else:
                 container = verify_file(source, keys, progress=progress)
         operation.object = bytes.fromhex(container.file_id)
@@ -147,16 +152,20 @@ def _without_suffix(source: Path) -> Path | None:
     return source.with_suffix("") if source.suffix == SUFFIX and source.stem else None
 
 
+def _standard_input() -> Source:
+    return cast("Source", sys.stdin.buffer)  # a buffered reader has readinto, which the type BinaryIO does not know
+
+
 @contextmanager
-def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[Source, Sink]]:
     """Open a pair of which at least one is a pipe."""
-    with sys.stdin.buffer if source == _PIPE else open_source(source) as data:
+    with ExitStack() as stack:
+        data = _standard_input() if source == _PIPE else stack.enter_context(open_source(source))
         if destination == _PIPE:
             yield data, sys.stdout.buffer
             sys.stdout.buffer.flush()
         else:
-            with atomic_write(destination, overwrite=force) as sink:
-                yield data, sink
+            yield data, stack.enter_context(atomic_write(destination, overwrite=force))
 
 
 def _encryption_key(key_file: Path | None) -> SymmetricKey:

@@ -41,11 +41,11 @@ _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is run or its own help is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands, as the help shows them."""
         return [name for section in _COMMANDS.values() for name in section]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
         """Import and return the command `cmd_name`."""
         for section in _COMMANDS.values():
             if cmd_name in section:
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
                 return command
         return None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
         """Write the list of commands from the table, by section, without importing any."""
         for title, section in _COMMANDS.items():
             with formatter.section(title):
@@ -138,7 +138,12 @@ def _parse_settings(_context: click.Context, _option: click.Parameter, values: t
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="smp", message="%(prog)s %(version)s")
 @click.option(
-    "-c", "--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_parse_settings,
+    "-c",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_parse_settings,
     help="Use this value for a setting; see `smp config show`.",
 )
 @talk_options

@@ -19,8 +19,9 @@ FILE = click.Path(path_type=Path)
 
 def _root_ui(context: click.Context) -> Ui:
     root = context.find_root()
-    root.obj = root.obj if isinstance(root.obj, Ui) else Ui()
-    return root.obj
+    ui = root.obj if isinstance(root.obj, Ui) else Ui()
+    root.obj = ui
+    return ui
 
 
 def _set_quiet(context: click.Context, _option: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click's signature
@@ -41,9 +42,7 @@ def _set_json(context: click.Context, _option: click.Parameter, value: bool) -> 
 def talk_options(command: _F) -> _F:
     """Add -q and -v."""
     quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Say errors only.")
-    verbose = click.option(
-        "-v", "--verbose", count=True, expose_value=False, callback=_set_verbose, help="Say more."
-    )
+    verbose = click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_verbose, help="Say more.")
     return quiet(verbose(command))
 
 

@@ -14,11 +14,11 @@ _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 def check_key(key: str) -> str:
-    """Return `key` if it is a valid object key.
+    r"""Return `key` if it is a valid object key.
 
     A key is one or more segments joined by ``/``. It is in Unicode NFC, has at most 1024 bytes, and no segment is empty, ``.``
     or ``..``, begins with ``.smp-``, ends in a dot or space, is a device name of Windows, or holds a control character or any
-    of ``" * : < > ? \\ |``. Nothing is decoded: ``%2e%2e`` is an ordinary name.
+    of ``" * : < > ? \ |``. Nothing is decoded: ``%2e%2e`` is an ordinary name.
 
     Raises:
         UsageError: it is not; the message says why.

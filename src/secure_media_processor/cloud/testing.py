@@ -48,7 +48,15 @@ class ConnectorConformance:
         """Offset and length cut as slices do, past the end as well."""
         data = secrets.token_bytes(700_000)
         connector.put("range", _blocks(data))
-        for offset, length in ((0, 0), (0, 1), (5, None), (300_000, 300_000), (699_999, 10), (700_000, None), (800_000, 5)):
+        for offset, length in (
+            (0, 0),
+            (0, 1),
+            (5, None),
+            (300_000, 300_000),
+            (699_999, 10),
+            (700_000, None),
+            (800_000, 5),
+        ):
             expected = data[offset:] if length is None else data[offset : offset + length]
             assert b"".join(connector.get("range", offset=offset, length=length)) == expected
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from secure_media_processor.core.files import PRIVATE_FILE, make_private_folder, os_errors, write_file
@@ -21,13 +20,22 @@ from secure_media_processor.errors import AuditDamagedError, ExistsError, SmpErr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _GENESIS = "0" * 64
 _KEY_SIZE = 32
 _OBJECT_DIGITS = 32
 # A record has about 350 bytes; anything longer was not written by us.
 _MAX_RECORD = 4096
-_FIELDS = {"seq": int, "ts": str, "actor": str, "action": str, "object": (str, type(None)), "outcome": str, "prev": str}
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "seq": int,
+    "ts": str,
+    "actor": str,
+    "action": str,
+    "object": (str, type(None)),
+    "outcome": str,
+    "prev": str,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,11 +64,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is the library's
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take values from what `load` hands over, already in order; nothing is read behind its back."""
         return (init_settings,)
@@ -98,9 +98,8 @@ def load(flags: Mapping[str, Any] | None = None) -> Loaded:
     """
     environment = EnvSettingsSource(Settings)()
     layers: list[tuple[str, Mapping[str, Any]]] = [("flag", flags or {}), ("environment", environment)]
-    for path in (Path.cwd() / _PROJECT_FILE, user_file()):
-        if path.is_file():
-            layers.append((str(path), _read(path)))
+    files = (Path.cwd() / _PROJECT_FILE, user_file())
+    layers += [(str(path), _read(path)) for path in files if path.is_file()]
     values: dict[str, Any] = {}
     origins = dict.fromkeys(Settings.model_fields, "default")
     for origin, layer in reversed(layers):

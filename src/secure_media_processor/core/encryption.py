@@ -10,7 +10,7 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from secure_media_processor.core.container import (
     FILE_KEY_SIZE,
@@ -29,6 +29,7 @@ from secure_media_processor.errors import TruncatedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from io import FileIO
 
     from secure_media_processor.core.payload import Sink, Source
     from secure_media_processor.core.recipients import Identity, Recipient
@@ -144,9 +145,7 @@ def decrypt_stream(
     header = _read_header(source)
     file_key = unwrap_file_key(header, identities)
     counter = Progress(progress, done=len(header.raw))
-    original = decrypt_payload(
-        source, sink, file_key, header.prefix, offset=len(header.raw), progress=counter
-    )
+    original = decrypt_payload(source, sink, file_key, header.prefix, offset=len(header.raw), progress=counter)
     return Container(header.file_id.hex(), original)
 
 
@@ -185,7 +184,7 @@ def _encrypt(
     return Container(parse_header(header).file_id.hex(), original)
 
 
-def _facts(path: Path, file: BinaryIO) -> Original:
+def _facts(path: Path, file: FileIO) -> Original:
     """Return what is known of a file before it is read."""
     mtime_ns = os.fstat(file.fileno()).st_mtime_ns
     suffixes = path.name.lower().removesuffix(".gz")
@@ -207,9 +206,9 @@ def _read_header(source: Source) -> Header:
 class _Named:
     """A file that is named when reading it fails (the writer names its own)."""
 
-    file: BinaryIO
+    file: FileIO
     path: Path
 
     def readinto(self, buffer: memoryview, /) -> int | None:
         with os_errors(f"read {self.path}"):
-            return self.file.readinto(buffer)  # type: ignore[attr-defined,no-any-return]  # FileIO has it
+            return self.file.readinto(buffer)

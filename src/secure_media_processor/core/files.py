@@ -12,7 +12,6 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from secure_media_processor.errors import (
@@ -26,6 +25,8 @@ from secure_media_processor.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import FileIO
+    from pathlib import Path
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
@@ -66,7 +67,7 @@ def os_errors(what: str) -> Iterator[None]:
         raise smp_error_from(error, what) from error
 
 
-def open_source(path: Path) -> BinaryIO:
+def open_source(path: Path) -> FileIO:
     """Open `path` for reading, unbuffered. A regular file or a pipe; a folder or a device is refused.
 
     Raises:

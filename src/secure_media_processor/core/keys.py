@@ -18,7 +18,13 @@ from secure_media_processor.core import bech32
 from secure_media_processor.core.container import Stanza, derive
 from secure_media_processor.core.files import open_source, os_errors, write_file
 from secure_media_processor.core.recipients import KEY_FILE_STANZA, KEY_ID_SIZE
-from secure_media_processor.errors import HeaderDamagedError, KeyDamagedError, KeyExposedError, KeyMissingError, MissingError
+from secure_media_processor.errors import (
+    HeaderDamagedError,
+    KeyDamagedError,
+    KeyExposedError,
+    KeyMissingError,
+    MissingError,
+)
 
 _KEY_SIZE = 32
 _HRP = "smp-secret-key-"

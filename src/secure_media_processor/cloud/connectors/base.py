@@ -104,15 +104,13 @@ class CloudConnector(ABC):
     def native_digest(self, key: str) -> Digests:
         """Return the hashes by which the store can prove what it holds now. Idempotent. Raises as stat."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most connectors have something to drop, and one that has not need not say so
         """Drop connections and credentials. The connector is not used after that. The base class has none."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
     def upload_file(self, path: Path | str, key: str, *, if_absent: bool = True) -> ObjectInfo:

@@ -1,7 +1,8 @@
 """Taking the patient out of DICOM headers: the Basic Profile of PS3.15 Annex E, over every data set at every depth.
 
 Pixel data is never decoded or changed. What may hold an identity that a header cannot tell (burned-in text, documents) is
-quarantined: not written, and reported. Attributes that the table does not name stay as they are, except those no dictionary knows.
+quarantined: not written, and reported. Attributes that the table does not name stay as they are, except those that no
+dictionary knows.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from secure_media_processor.medical.deid.table import EDITION, Action, ActionTab
 from secure_media_processor.medical.deid.uids import Pseudonyms
 from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset, read_folder
 
-# isort: split
+# isort: split - the reader, imported first, says so in our own words if pydicom is missing
 from pydicom import DataElement, Dataset, dcmwrite
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset
@@ -50,8 +51,29 @@ _DUMMIES: dict[str, object] = {
     "OW": b"\0\0", "PN": _TEXT, "SH": _TEXT, "SL": 0, "SS": 0, "ST": _TEXT, "SV": 0, "TM": "000000", "UC": _TEXT, "UL": 0,
     "UN": b"\0\0", "UR": "http://anonymized.invalid", "US": 0, "UT": _TEXT, "UV": 0,
 }  # fmt: skip
-# Inside a sequence that must be replaced (an SR tree, say) whatever can hold words, dates or bytes is: its numbers and codes stay.
-_FREE_VRS = {"AE", "AS", "DA", "DT", "LO", "LT", "OB", "OD", "OF", "OL", "OV", "OW", "PN", "SH", "ST", "TM", "UC", "UN", "UR", "UT"}
+# Inside a sequence that must be replaced (an SR tree, say) whatever can hold words, dates or bytes is; numbers and codes stay.
+_FREE_VRS = {
+    "AE",
+    "AS",
+    "DA",
+    "DT",
+    "LO",
+    "LT",
+    "OB",
+    "OD",
+    "OF",
+    "OL",
+    "OV",
+    "OW",
+    "PN",
+    "SH",
+    "ST",
+    "TM",
+    "UC",
+    "UN",
+    "UR",
+    "UT",
+}
 _CODE_KEYWORDS = (
     "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue", "URNCodeValue",
     "MappingResource", "ContextIdentifier", "TemplateIdentifier",
@@ -148,7 +170,7 @@ class _Cleaner:
 
 def _vr(dataset: Dataset, tag: int) -> str:
     """Return the VR of an element without decoding its value: as written, or from the dictionary where it is not."""
-    written = dataset.get_item(tag).VR  # type: ignore[union-attr]  # the tag is there
+    written = dataset.get_item(tag).VR
     if written not in (None, "UN"):
         return str(written)
     # "US or SS" and the like: either serves for a replacement.

@@ -1,8 +1,8 @@
 """Table E.1-1 of DICOM PS3.15: which attributes hold an identity, and what to do with each.
 
-The table is data, in basic_profile.csv: one row a tag, by number, since newer tags are in no dictionary yet. Column `basic` is the
-Basic Profile, the others are the options of the same table (K keep, C clean). `x` in a tag stands for any digit. Rows of edition
-2026c that 2024e did not have carry no options: for them only the Basic Profile is known here.
+The table is data, in basic_profile.csv: one row a tag, by number, since newer tags are in no dictionary yet. Column `basic` is
+the Basic Profile, the others are the options of the same table (K keep, C clean). `x` in a tag stands for any digit. Rows that
+edition 2026c added to 2024e carry no options: for them only the Basic Profile is known here.
 """
 
 from __future__ import annotations

@@ -20,9 +20,7 @@ try:
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 except ImportError as error:
-    raise MissingExtraError(
-        "pydicom is not installed", hint="pip install 'secure-media-processor[dicom]'"
-    ) from error
+    raise MissingExtraError("pydicom is not installed", hint="pip install 'secure-media-processor[dicom]'") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -138,7 +136,7 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> Dataset | 
         return Unreadable(path, _describe(error))
     if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return Unreadable(path, "it is a DICOMDIR, an index of files, not an image")
-    if not dataset:
+    if tags is None and not dataset:
         return Unreadable(path, "it has the mark of a DICOM file and nothing in it")
     return dataset
 

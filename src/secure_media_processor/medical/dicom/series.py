@@ -42,9 +42,7 @@ def _series(members: list[Instance]) -> Series:
         # SliceLocation may be relative to anything; the position along the normal is what it should be (PS3.3 C.7.6.2.1.1).
         ordered = sorted(members, key=lambda i: (_dot(normal, i.position or normal), i.instance_number or 0, i.path))
     first = ordered[0]
-    return Series(
-        first.series_instance_uid, first.study_instance_uid, first.modality, tuple(ordered), normal is not None
-    )
+    return Series(first.series_instance_uid, first.study_instance_uid, first.modality, tuple(ordered), normal is not None)
 
 
 def _common_normal(members: list[Instance]) -> tuple[float, float, float] | None:
