@@ -44,7 +44,7 @@ _UNUSED_STANZA = 0
 _TRAILER_BLOCK = 512
 MAX_TRAILER = 4096
 _TRAILER_END = struct.Struct(">II4s")
-_TRAILER_MAGIC = b"SMT1"
+TRAILER_MAGIC = b"SMT1"
 _MAX_NAME = 512  # bytes of UTF-8: twice the longest name on Linux; six times that, escaped, still fits the trailer
 
 # A hostile tail may repeat the mark of the end; each place to check costs one pass over 16 KiB.
@@ -196,7 +196,7 @@ class Original:
         size = _round_up(len(text) + _TRAILER_END.size, _TRAILER_BLOCK)
         if size > MAX_TRAILER:
             raise ValueError("the facts about the original do not fit its trailer")
-        return text + bytes(size - len(text) - _TRAILER_END.size) + _TRAILER_END.pack(len(text), size, _TRAILER_MAGIC)
+        return text + bytes(size - len(text) - _TRAILER_END.size) + _TRAILER_END.pack(len(text), size, TRAILER_MAGIC)
 
     @classmethod
     def from_trailer(cls, tail: bytes) -> tuple[Original, int]:
@@ -213,7 +213,7 @@ class Original:
     @classmethod
     def _parse(cls, tail: bytes) -> tuple[Original, int]:
         text_size, size, magic = _TRAILER_END.unpack(tail[-_TRAILER_END.size :])
-        if magic != _TRAILER_MAGIC or size % _TRAILER_BLOCK or not 0 < size <= min(len(tail), MAX_TRAILER):
+        if magic != TRAILER_MAGIC or size % _TRAILER_BLOCK or not 0 < size <= min(len(tail), MAX_TRAILER):
             raise ValueError("bad trailer end")
         if text_size > size - _TRAILER_END.size or any(tail[len(tail) - size + text_size : -_TRAILER_END.size]):
             raise ValueError("bad trailer padding")
@@ -234,11 +234,11 @@ class Original:
 
 def ends_like_payload(plaintext: bytes) -> list[int]:
     """Return each length at which unauthenticated `plaintext` could have ended; a diagnosis, to be checked by a tag."""
-    lengths = list(range(len(_TRAILER_MAGIC)))  # the mark may straddle the chunk before
-    position = plaintext.find(_TRAILER_MAGIC)
+    lengths = list(range(len(TRAILER_MAGIC)))  # the mark may straddle the chunk before
+    position = plaintext.find(TRAILER_MAGIC)
     while position >= 0 and len(lengths) < _MAX_END_CANDIDATES:
-        lengths.append(position + len(_TRAILER_MAGIC))
-        position = plaintext.find(_TRAILER_MAGIC, position + 1)
+        lengths.append(position + len(TRAILER_MAGIC))
+        position = plaintext.find(TRAILER_MAGIC, position + 1)
     return lengths
 
 

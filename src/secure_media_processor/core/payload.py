@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from secure_media_processor.core.container import Original, derive, ends_like_payload
+from secure_media_processor.core.container import TRAILER_MAGIC, Original, derive, ends_like_payload
 from secure_media_processor.core.hashing import Sha256Ring
 from secure_media_processor.errors import (
     ChecksumError,
@@ -126,6 +126,7 @@ def decrypt_payload(
     except InvalidTag:
         raise PayloadDamagedError(f"the file is damaged at byte {offset}") from None
     offset += _HEAD
+    progress.add(_HEAD)
     sealed = memoryview(bytearray(_SEALED_BLOCK))
     held: memoryview | None = None  # the trailer may reach back into the block before the last
     index = size = 0
@@ -193,11 +194,10 @@ class _Chunks:
     def _diagnose_chunk(self, chunk: bytes, index: int, offset: int) -> IntegrityError:
         """Name what is wrong with the first chunk that is not an authentic full one."""
         text = self._open_unauthenticated(index, chunk)
-        ends = ends_like_payload(text)
-        for end in ends:
+        for end in ends_like_payload(text):
             if end + _TAG < len(chunk) and self._authentic(index, chunk[: end + _TAG]):
                 return TrailingDataError(f"{offset + end + _TAG} bytes are the file; more were added after them")
-        if len(chunk) == _SEALED_CHUNK or len(text) - _TAG in ends:
+        if len(chunk) == _SEALED_CHUNK or text[:-_TAG].endswith(TRAILER_MAGIC):
             return PayloadDamagedError(f"the file is damaged between byte {offset} and byte {offset + len(chunk) - 1}")
         return TruncatedError(f"the file is cut short, or damaged after byte {offset}: it ends at byte {offset + len(chunk)}")
 

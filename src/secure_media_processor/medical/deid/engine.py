@@ -14,6 +14,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# isort: split - the reader, imported first, says so in our own words if pydicom is missing
+from pydicom import DataElement, Dataset, dcmwrite
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.dataset import FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import UID
+
 from secure_media_processor import __version__
 from secure_media_processor.core.files import PRIVATE_FOLDER, os_errors, write_file
 from secure_media_processor.errors import UsageError
@@ -21,13 +28,6 @@ from secure_media_processor.medical.deid.pixels import burned_in_suspicion
 from secure_media_processor.medical.deid.table import EDITION, Action, ActionTable, basic_profile
 from secure_media_processor.medical.deid.uids import Pseudonyms
 from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset, read_folder
-
-# isort: split - the reader, imported first, says so in our own words if pydicom is missing
-from pydicom import DataElement, Dataset, dcmwrite
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
-from pydicom.dataset import FileMetaDataset
-from pydicom.sequence import Sequence
-from pydicom.uid import UID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
