@@ -92,9 +92,12 @@ def refuse_same_file(source: Path, target: Path) -> None:
 
 def make_private_folder(path: Path) -> None:
     """Create the folder `path`, readable by its owner only, and its parents, if it is not there."""
-    with os_errors(f"make the folder {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    try:
+        with os_errors(f"make the folder {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    except ExistsError:
+        raise FileAccessError(f"cannot make the folder {path}: a file stands in its place") from None
 
 
 @contextmanager
@@ -108,7 +111,9 @@ def atomic_write(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
         ExistsError: `target` exists and `overwrite` is false (also if it comes to exist meanwhile).
         NoSpaceError, FileAccessError, MissingError: as the system says.
     """
-    if target.is_dir():
+    with os_errors(f"write {target}"):
+        is_folder = target.is_dir()
+    if is_folder:
         raise FileAccessError(f"cannot write {target}: it is a folder", hint="name a file with -o")
     if not overwrite and os.path.lexists(target):
         raise ExistsError(f"{target} exists already")
