@@ -1,0 +1,218 @@
+"""Several stores: quorum, verification, repair and fetching, with stores that die, lie and fill up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from conftest import left_in
+from secure_media_processor import ConnectorManager, LocalConnector, SymmetricKey, encrypt_file
+from secure_media_processor.cloud.connectors.base import Digests, ObjectInfo
+from secure_media_processor.cloud.manager import ObjectState, ReplicaState, StoredObject
+from secure_media_processor.errors import (
+    CredentialsError,
+    ExistsError,
+    MissingError,
+    NoSpaceError,
+    NotEncryptedError,
+    ObjectLostError,
+    QuorumError,
+    SmpError,
+    TransientError,
+    UsageError,
+)
+
+INTACT, DAMAGED, MISSING, UNREACHABLE = ReplicaState.INTACT, ReplicaState.DAMAGED, ReplicaState.MISSING, ReplicaState.UNREACHABLE
+
+
+class Failing(LocalConnector):
+    """A store that fails as told."""
+
+    error: SmpError | None = None
+    flip: bool = False
+
+    def _fail(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def put(
+        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+    ) -> ObjectInfo:
+        self._fail()
+        return super().put(key, source, digests=digests, if_absent=if_absent)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        self._fail()
+        for block in super().get(key, offset=offset, length=length):
+            yield bytes([block[0] ^ 1]) + block[1:] if self.flip else block
+
+    def native_digest(self, key: str) -> Digests:
+        self._fail()
+        return super().native_digest(key)
+
+
+@pytest.fixture
+def stores(work: Path) -> dict[str, Failing]:
+    return {name: Failing.create(work / name) for name in ("one", "two", "three")}
+
+
+@pytest.fixture
+def container(work: Path, key: SymmetricKey) -> Path:
+    (work / "plain").write_bytes(b"data" * 100_000)
+    encrypt_file(work / "plain", work / "in.smp", [key])
+    return work / "in.smp"
+
+
+def states(status: object) -> dict[str, ReplicaState]:
+    return {name: replica.state for name, replica in status.replicas.items()}  # type: ignore[attr-defined]
+
+
+def test_an_object_goes_everywhere_under_a_random_name(stores: dict[str, Failing], container: Path, work: Path) -> None:
+    manager = ConnectorManager(stores)
+    first, second = manager.sync_file(container), manager.sync_file(container)
+    assert first.state is second.state is ObjectState.FULL
+    assert first.object.key != second.object.key
+    assert len(first.object.key) == 32
+    assert first.object.sha256 == sha256(container.read_bytes()).hexdigest()
+    for store in stores.values():
+        assert b"".join(store.get(first.object.key)) == container.read_bytes()
+    assert manager.fetch(first.object, work / "out.smp") == "one"
+    assert (work / "out.smp").read_bytes() == container.read_bytes()
+
+
+def test_plaintext_is_refused_before_any_store_sees_it(stores: dict[str, Failing], work: Path) -> None:
+    (work / "plain").write_bytes(b"a patient")
+    with pytest.raises(NotEncryptedError):
+        ConnectorManager(stores).sync_file(work / "plain")
+    assert all(not list(store.list()) for store in stores.values())
+
+
+@pytest.mark.parametrize("error", [TransientError("down"), NoSpaceError("full"), CredentialsError("no")])
+def test_a_quorum_is_enough_and_the_rest_is_repaired(stores: dict[str, Failing], container: Path, error: SmpError) -> None:
+    manager = ConnectorManager(stores)
+    stores["two"].error = error
+    status = manager.sync_file(container)
+    assert status.state is ObjectState.DEGRADED
+    assert status.replicas["two"].reason == str(error)
+    assert manager.repair(status.object).state is ObjectState.DEGRADED
+    stores["two"].error = None
+    assert states(manager.verify(status.object)) == {"one": INTACT, "two": MISSING, "three": INTACT}
+    assert manager.repair(status.object).state is ObjectState.FULL
+    assert manager.verify(status.object).state is ObjectState.FULL
+
+
+def test_below_the_quorum_nothing_stays(stores: dict[str, Failing], container: Path) -> None:
+    stores["one"].error = stores["three"].error = TransientError("down")
+    with pytest.raises(QuorumError, match="1 of 3") as caught:
+        ConnectorManager(stores).sync_file(container)
+    assert caught.value.exit_code == 11
+    assert "one: down" in str(caught.value)
+    stores["one"].error = stores["three"].error = None
+    assert all(not list(store.list()) for store in stores.values())
+
+
+@pytest.mark.parametrize(("quorum", "works"), [(1, True), (2, True), (3, False)])
+def test_the_quorum_is_settable(stores: dict[str, Failing], container: Path, quorum: int, works: bool) -> None:  # noqa: FBT001
+    stores["one"].error = TransientError("down")
+    manager = ConnectorManager(stores, quorum=quorum)
+    if works:
+        assert manager.sync_file(container).state is ObjectState.DEGRADED
+    else:
+        with pytest.raises(QuorumError):
+            manager.sync_file(container)
+
+
+@pytest.mark.parametrize("quorum", [0, -1, 4])
+def test_quorums_that_cannot_be(stores: dict[str, Failing], quorum: int) -> None:
+    with pytest.raises(UsageError):
+        ConnectorManager(stores, quorum=quorum)
+    with pytest.raises(UsageError):
+        ConnectorManager({})
+
+
+def test_each_damage_is_named_and_healed(stores: dict[str, Failing], container: Path, work: Path) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    raw = bytearray((work / "one" / item.key).read_bytes())
+    raw[1000] ^= 1
+    (work / "one" / item.key).write_bytes(raw)
+    stores["three"].delete(item.key)
+    status = manager.verify(item)
+    assert states(status) == {"one": DAMAGED, "two": INTACT, "three": MISSING}
+    assert status.state is ObjectState.DEGRADED
+    assert manager.repair(item).state is ObjectState.FULL
+    assert (work / "one" / item.key).read_bytes() == container.read_bytes()
+
+
+def test_a_store_that_does_not_answer_is_never_taken_as_empty(stores: dict[str, Failing], container: Path) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    stores["two"].error = TransientError("down")
+    assert states(manager.verify(item))["two"] is UNREACHABLE
+    assert states(manager.repair(item)) == {"one": INTACT, "two": UNREACHABLE, "three": INTACT}
+
+
+def test_bytes_that_change_on_the_way_are_not_copied(stores: dict[str, Failing], container: Path) -> None:
+    """The source of a repair says it is intact and delivers other bytes: nothing false is stored."""
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    stores["three"].delete(item.key)
+    stores["one"].flip = True
+    assert states(manager.repair(item)) == {"one": INTACT, "two": INTACT, "three": MISSING}
+    assert not list(stores["three"].list())
+
+
+def test_fetching_goes_on_to_the_next_store(stores: dict[str, Failing], container: Path, work: Path) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    stores["one"].error = TransientError("down")
+    stores["two"].flip = True
+    assert manager.fetch(item, work / "out") == "three"
+    assert (work / "out").read_bytes() == container.read_bytes()
+    with pytest.raises(ExistsError):
+        manager.fetch(item, work / "out")
+
+
+def test_when_no_store_has_it(stores: dict[str, Failing], container: Path, work: Path) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    for store in stores.values():
+        store.delete(item.key)
+    before = left_in(work)
+    for act in (lambda: manager.fetch(item, work / "out"), lambda: manager.repair(item)):
+        with pytest.raises(ObjectLostError):
+            act()
+    assert manager.verify(item).state is ObjectState.LOST
+    stores["two"].error = TransientError("down")
+    for act in (lambda: manager.fetch(item, work / "out"), lambda: manager.repair(item)):
+        with pytest.raises(TransientError):
+            act()
+    assert left_in(work) == before
+
+
+def test_mistakes_in_a_connector_are_not_swallowed(stores: dict[str, Failing], container: Path) -> None:
+    class Broken(Failing):
+        def put(self, *args: object, **kwargs: object) -> ObjectInfo:
+            raise ZeroDivisionError
+
+    broken = Broken(stores["one"]._folder)
+    with pytest.raises(ZeroDivisionError):
+        ConnectorManager({"broken": broken}).sync_file(container)
+
+
+def test_a_missing_file_is_missing(stores: dict[str, Failing], work: Path) -> None:
+    with pytest.raises(MissingError):
+        ConnectorManager(stores).sync_file(work / "absent.smp")
+
+
+def test_digests_without_a_common_hash_prove_nothing(stores: dict[str, Failing], container: Path) -> None:
+    class Other(Failing):
+        def native_digest(self, key: str) -> Digests:
+            return {"md5": "0" * 32}
+
+    item = StoredObject("x", 1, "0" * 64)
+    other = Other(stores["one"]._folder)
+    assert states(ConnectorManager({"other": other}).verify(item)) == {"other": DAMAGED}
