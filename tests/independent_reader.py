@@ -1,6 +1,6 @@
 """A second reader of SMP1 containers, written from docs/format alone. It shares no code with the package.
 
-    python tests/independent_reader.py KEY_FILE CONTAINER > DATA
+python tests/independent_reader.py KEY_FILE CONTAINER > DATA
 """
 
 import hashlib

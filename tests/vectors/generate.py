@@ -10,9 +10,8 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
-from secure_media_processor.core.container import Stanza
-from secure_media_processor.core.encryption import encrypt_stream, _encrypt
-from secure_media_processor.core.container import Original
+from secure_media_processor.core.container import Original, Stanza
+from secure_media_processor.core.encryption import _encrypt, encrypt_stream
 from secure_media_processor.core.keys import SymmetricKey
 
 HERE = Path(__file__).parent
@@ -95,9 +94,9 @@ def bad() -> dict[str, tuple[str, bytes]]:
 def main() -> None:
     index_path = HERE / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
-    KEY_FILE = HERE / "vectors.key"
-    if not KEY_FILE.exists():
-        KEY.save(KEY_FILE)
+    key_file = HERE / "vectors.key"
+    if not key_file.exists():
+        KEY.save(key_file)
     for name, (size, raw) in good().items():
         if name not in index:
             (HERE / f"{name}.smp").write_bytes(raw)

@@ -25,7 +25,12 @@ from secure_media_processor.errors import (
     UsageError,
 )
 
-INTACT, DAMAGED, MISSING, UNREACHABLE = ReplicaState.INTACT, ReplicaState.DAMAGED, ReplicaState.MISSING, ReplicaState.UNREACHABLE
+INTACT, DAMAGED, MISSING, UNREACHABLE = (
+    ReplicaState.INTACT,
+    ReplicaState.DAMAGED,
+    ReplicaState.MISSING,
+    ReplicaState.UNREACHABLE,
+)
 
 
 class Failing(LocalConnector):
@@ -115,7 +120,7 @@ def test_below_the_quorum_nothing_stays(stores: dict[str, Failing], container: P
 
 
 @pytest.mark.parametrize(("quorum", "works"), [(1, True), (2, True), (3, False)])
-def test_the_quorum_is_settable(stores: dict[str, Failing], container: Path, quorum: int, works: bool) -> None:  # noqa: FBT001
+def test_the_quorum_is_settable(stores: dict[str, Failing], container: Path, quorum: int, works: bool) -> None:
     stores["one"].error = TransientError("down")
     manager = ConnectorManager(stores, quorum=quorum)
     if works:

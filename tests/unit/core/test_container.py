@@ -6,10 +6,10 @@ import io
 import json
 from pathlib import Path
 
-import independent_reader
 import pytest
 
-from secure_media_processor import SymmetricKey, SmpError, decrypt_stream, encrypt_stream
+import independent_reader
+from secure_media_processor import SmpError, SymmetricKey, decrypt_stream, encrypt_stream
 from secure_media_processor.core.container import MAX_TRAILER, Original, Stanza, build_header, new_prefix, parse_header
 from secure_media_processor.errors import HeaderDamagedError, PayloadDamagedError
 

@@ -58,7 +58,11 @@ def test_the_trailer_tells_of_the_original_and_the_copy_gets_its_time(work: Path
     Path("scan.dcm").write_bytes(b"data")
     os.utime("scan.dcm", ns=(1, 1_600_000_000_123_456_789))
     original = encrypt_file("scan.dcm", "x.smp", [key]).original
-    assert (original.name, original.mtime_ns, original.media_type) == ("scan.dcm", 1_600_000_000_123_456_789, "application/dicom")
+    assert (original.name, original.mtime_ns, original.media_type) == (
+        "scan.dcm",
+        1_600_000_000_123_456_789,
+        "application/dicom",
+    )
     decrypt_file("x.smp", "copy", [key])
     status = Path("copy").stat()
     assert status.st_mtime_ns == 1_600_000_000_123_456_789
@@ -66,7 +70,8 @@ def test_the_trailer_tells_of_the_original_and_the_copy_gets_its_time(work: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "media_type"), [("a.nii.gz", "application/x-nifti"), ("a.NII", "application/x-nifti"), ("a.JPG", "image/jpeg"), ("a", None)]
+    ("name", "media_type"),
+    [("a.nii.gz", "application/x-nifti"), ("a.NII", "application/x-nifti"), ("a.JPG", "image/jpeg"), ("a", None)],
 )
 def test_media_types(work: Path, key: SymmetricKey, name: str, media_type: str | None) -> None:
     Path(name).write_bytes(b"")

@@ -77,7 +77,7 @@ def test_a_file_that_appears_meanwhile_is_kept(work: Path, way: str) -> None:
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt(), FileAccessError("x")])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_error_leaves_nothing(work: Path, way: str, error: BaseException, overwrite: bool) -> None:  # noqa: FBT001
+def test_an_error_leaves_nothing(work: Path, way: str, error: BaseException, overwrite: bool) -> None:
     if overwrite:
         (work / "file").write_bytes(b"old")
     with pytest.raises(type(error)), atomic_write(work / "file", overwrite=overwrite) as file:

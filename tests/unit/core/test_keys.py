@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import independent_reader
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import independent_reader
 from conftest import left_in
 from secure_media_processor import Keystore, SymmetricKey
 from secure_media_processor.core import bech32
@@ -46,7 +46,9 @@ def test_bech32_checksums_of_bip_173(text: str) -> None:
         assert str(error) == "bits left over"  # a good checksum over a number of digits that is not whole bytes
 
 
-@pytest.mark.parametrize("text", ["", "1", "a1", "A12uEL5L", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8", "10a06t8", "1qzzfhee", "\x201nwldj5"])
+@pytest.mark.parametrize(
+    "text", ["", "1", "a1", "A12uEL5L", "x1b4n0q5v", "li1dgmt3", "A1G7SGD8", "10a06t8", "1qzzfhee", "\x201nwldj5"]
+)
 def test_bech32_that_bip_173_refuses(text: str) -> None:
     with pytest.raises(ValueError, match=r"case|separator|character|checksum"):
         bech32.decode(text)
@@ -78,7 +80,9 @@ def test_the_text_of_a_key() -> None:
     assert str(SECRET) not in repr(key)
 
 
-@pytest.mark.parametrize("text", ["", "# only a comment", f"{TEXT}\n{TEXT}", "hello", TEXT[:-1], bech32.encode("age-secret-key-", SECRET)])
+@pytest.mark.parametrize(
+    "text", ["", "# only a comment", f"{TEXT}\n{TEXT}", "hello", TEXT[:-1], bech32.encode("age-secret-key-", SECRET)]
+)
 def test_texts_that_hold_no_key(text: str) -> None:
     with pytest.raises(KeyDamagedError):
         SymmetricKey.from_text(text)

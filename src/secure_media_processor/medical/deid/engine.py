@@ -7,7 +7,6 @@ dictionary knows.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -28,6 +27,7 @@ from secure_media_processor.medical.deid.pixels import burned_in_suspicion
 from secure_media_processor.medical.deid.table import EDITION, Action, ActionTable, basic_profile
 from secure_media_processor.medical.deid.uids import Pseudonyms
 from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset, read_folder
+from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -240,8 +240,7 @@ class Deidentifier:
         dataset = read_dataset(source)
         if isinstance(dataset, Unreadable):
             return dataset, none
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
+        with silent_pydicom():
             try:
                 suspicion = burned_in_suspicion(dataset)
                 if suspicion:

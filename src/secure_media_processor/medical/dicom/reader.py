@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-import warnings
 import zlib
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +17,8 @@ try:
     from pydicom import Dataset
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+    from secure_media_processor.medical.dicom.silence import silent_pydicom
 except ImportError as error:
     raise MissingExtraError("pydicom is not installed", hint="pip install 'secure-media-processor[dicom]'") from error
 
@@ -94,7 +94,7 @@ def read_instance(path: Path) -> Instance | Unreadable:
     if isinstance(dataset, Unreadable):
         return dataset
     try:
-        with _silent():
+        with silent_pydicom():
             return Instance(
                 path,
                 sop_class_uid=_uid(dataset, "SOPClassUID"),
@@ -120,12 +120,16 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> Dataset | 
         tags: Keywords to read, without pixel data; everything if None.
     """
     try:
-        with _silent():
+        with silent_pydicom():
             _refuse_bomb(path)
             if tags is None:
                 dataset = pydicom.dcmread(path)
             else:
                 dataset = pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True)
+            if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                return Unreadable(path, "it is a DICOMDIR, an index of files, not an image")
+            if tags is None and not dataset:
+                return Unreadable(path, "it has the mark of a DICOM file and nothing in it")
     except SmpError as error:
         return Unreadable(path, str(error))
     except OSError as error:
@@ -134,10 +138,6 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> Dataset | 
     # the file is reported.
     except Exception as error:  # noqa: BLE001
         return Unreadable(path, _describe(error))
-    if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-        return Unreadable(path, "it is a DICOMDIR, an index of files, not an image")
-    if tags is None and not dataset:
-        return Unreadable(path, "it has the mark of a DICOM file and nothing in it")
     return dataset
 
 
@@ -169,14 +169,6 @@ def _describe(error: Exception) -> str:
     if isinstance(error, InvalidDicomError):
         return "it is not a DICOM file"
     return f"it cannot be parsed ({type(error).__name__})"
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep pydicom's warnings back: they quote values, which may be a patient's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _refuse_bomb(path: Path) -> None:
