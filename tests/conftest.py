@@ -69,7 +69,7 @@ def smp() -> Callable[..., Ran]:
 
     def run(*args: str | Path, stdin: bytes = b"") -> Ran:
         set_flags({})
-        result = runner.invoke(main, [str(arg) for arg in args], input=stdin)
+        result = runner.invoke(main, [str(arg) for arg in args], input=stdin, prog_name="smp")
         return Ran(result.exit_code, result.stdout_bytes, result.stderr)
 
     return run

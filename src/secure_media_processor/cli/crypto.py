@@ -24,7 +24,7 @@ from secure_media_processor.core.encryption import (
     read_file_id,
     verify_file,
 )
-from secure_media_processor.core.files import atomic_write, open_source
+from secure_media_processor.core.files import atomic_write, open_source, os_errors
 from secure_media_processor.core.keys import SymmetricKey
 from secure_media_processor.core.keystore import Keystore
 from secure_media_processor.errors import KeyMissingError, UsageError
@@ -162,8 +162,9 @@ def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[
     with ExitStack() as stack:
         data = _standard_input() if source == _PIPE else stack.enter_context(open_source(source))
         if destination == _PIPE:
-            yield data, sys.stdout.buffer
-            sys.stdout.buffer.flush()
+            with os_errors("write to standard output"):
+                yield data, sys.stdout.buffer
+                sys.stdout.buffer.flush()
         else:
             yield data, stack.enter_context(atomic_write(destination, overwrite=force))
 

@@ -88,16 +88,23 @@ class LazyGroup(click.Group):
         except (click.Abort, KeyboardInterrupt):
             print("smp: interrupted", file=sys.stderr)
             code = _INTERRUPTED
-        except BrokenPipeError:
-            # The reader of our output went away. Python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # the reader of our output went away, and knows it
             code = 1
         except Exception as error:
             if os.environ.get("SMP_DEBUG"):
                 raise
             ui.fail(_internal(error))
             code = 1
+        _let_go_of_stdout()
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _let_go_of_stdout() -> None:
+    """Throw away output that cannot be written: Python would complain of it once more at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class InternalError(SmpError):

@@ -60,9 +60,14 @@ def smp_error_from(error: OSError, what: str) -> SmpError:
 
 @contextmanager
 def os_errors(what: str) -> Iterator[None]:
-    """Turn an OSError of the block into an error of our tree that says `what` could not be done."""
+    """Turn an OSError of the block into an error of our tree that says `what` could not be done.
+
+    BrokenPipeError comes through: that the reader of our output went away is no error to report.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise smp_error_from(error, what) from error
 
@@ -85,7 +90,7 @@ def open_source(path: Path) -> FileIO:
 
 def refuse_same_file(source: Path, target: Path) -> None:
     """Raise SameFileError if `target` is `source`: by another spelling, a symbolic link or a hard link."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         if source.resolve() == target.resolve() or source.samefile(target):
             raise SameFileError(f"input and output are the same file: {target}")
 

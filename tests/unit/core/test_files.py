@@ -137,7 +137,8 @@ def test_the_same_file_by_any_name(work: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        (errno.ENOENT, MissingError), (errno.EEXIST, ExistsError), (errno.EACCES, FileAccessError), (errno.EROFS, FileAccessError),
+        (errno.ENOENT, MissingError), (errno.EEXIST, ExistsError), (errno.EACCES, FileAccessError),
+        (errno.EROFS, FileAccessError),
         (errno.ENOSPC, NoSpaceError), (errno.EDQUOT, NoSpaceError), (errno.EIO, FileAccessError), (None, FileAccessError),
     ],
 )  # fmt: skip

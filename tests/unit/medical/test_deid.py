@@ -94,8 +94,8 @@ class Tokens:
             self.uids.append(f"1.2.999.{8_000_000 + number}")
             return self.uids[-1]
         fixed = {
-            "DA": "20150607", "DT": "20150607080910", "TM": "080910", "DS": "8.25", "IS": "77", "AS": "043Y", "US": 77, "UL": 77,
-            "SS": 77, "FD": 7.5, "FL": 7.5,
+            "DA": "20150607", "DT": "20150607080910", "TM": "080910", "DS": "8.25", "IS": "77", "AS": "043Y", "US": 77,
+            "UL": 77, "SS": 77, "FD": 7.5, "FL": 7.5,
         }  # fmt: skip
         if vr in fixed:
             return fixed[vr]
@@ -381,7 +381,7 @@ def test_values_that_cannot_be_decoded_do_not_stop_the_rest(work: Path) -> None:
 def test_nothing_is_said_about_values(work: Path, caplog: pytest.LogCaptureFixture) -> None:
     """pydicom warns and logs with the values it dislikes; none of that comes through."""
     dataset = dcmread(sample("MR_small.dcm"))
-    dataset.walk(lambda ds, element: None)
+    dataset.walk(lambda _dataset, _element: None)
     raw = BytesIO()
     dataset.save_as(raw)
     data = raw.getvalue().replace(b"DCM_PATIENT", b"ROWENA\\HQ\xff")

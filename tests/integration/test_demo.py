@@ -1,0 +1,61 @@
+"""smp demo from outside: it holds, it leaves nothing behind, and it can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Ran, left_in
+from secure_media_processor.cloud.manager import ConnectorManager
+from secure_media_processor.medical.deid import engine
+
+
+def test_every_claim_holds_and_nothing_stays(
+    work: Path, home: Path, smp_process: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(work / "tmp"))
+    ran = smp_process("demo")
+    assert ran.code == 0, ran.err
+    assert ran.text.count("  yes") == 10
+    assert "every claim held" in ran.err
+    assert left_in(home) == left_in(work) == set()
+
+
+def test_the_folder_can_be_kept_and_looked_at(work: Path, home: Path, smp: Callable[..., Ran]) -> None:
+    ran = smp("demo", "--folder", "kept", "--json")
+    shown = json.loads(ran.out)
+    assert shown["held"]
+    assert all(step["held"] for step in shown["steps"])
+    for name in ("study", "de-identified", "encrypted", "fetched", "decrypted"):
+        assert len(left_in(work / "kept" / name)) == 30
+    assert {path.name for path in (work / "kept" / "stores").iterdir()} == {"cloud-a", "cloud-b"}
+    assert left_in(home) == set()
+    assert smp("demo", "--folder", "kept").code == 8
+
+
+@pytest.mark.parametrize("broken", ["a name survives", "damage goes unnoticed", "a repair does nothing"])
+def test_a_claim_that_does_not_hold_fails_the_demo(
+    work: Path, smp: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    if broken == "a name survives":
+        monkeypatch.setattr(engine._Cleaner, "clean", lambda *_args, **_options: None)
+    elif broken == "damage goes unnoticed":
+        sync = ConnectorManager.verify
+        first = []
+
+        def blind(manager: ConnectorManager, item: object) -> object:
+            status = sync(manager, item)  # type: ignore[arg-type]
+            first.append(status)
+            return first[len(first) // 2]
+
+        monkeypatch.setattr(ConnectorManager, "verify", blind)
+    else:
+        monkeypatch.setattr(ConnectorManager, "repair", ConnectorManager.verify)
+    ran = smp("demo")
+    assert ran.code == 1
+    assert "SMP-DEMO-FAILED" in ran.err
+    assert "NO" in ran.text
