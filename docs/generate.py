@@ -67,9 +67,9 @@ def error_page() -> str:
     """Return the page of error codes and exit codes."""
     page = [NOTE, "# Errors and exit codes\n"]
     page.append(
-        "Every error is one line with a code, `smp: error: … [SMP-…]`, and where possible a second one with the next step. Codes "
-        "and exit codes are stable. A script should treat every exit code that it does not know as a failure. With `--json` the "
-        'error is one JSON object on standard error: `{"schema": "smp.error/1", "code", "exit_code", "message", "hint"}`.\n'
+        "Every error is one line with a code, `smp: error: … [SMP-…]`, and where possible a second one with the next step. "
+        "Codes and exit codes are stable. A script should treat every exit code that it does not know as a failure. With `--json` "
+        'the error is one JSON object on standard error: `{"schema": "smp.error/1", "code", "exit_code", "message", "hint"}`.\n'
     )
     page.append("| exit code | meaning |\n|---|---|")
     page += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
@@ -88,9 +88,9 @@ def settings_page() -> str:
     """Return the page of settings."""
     page = [NOTE, "# Settings\n"]
     page.append(
-        "A value is taken from the first of these that has it: `smp -c NAME=VALUE`, the environment variable, `smp.toml` in the "
-        "working directory, the user's `config.toml`, the default. `smp config show` tells which it was. `smp.toml` is read only "
-        "if it belongs to you and nobody else may write it; relative paths in a file count from its folder.\n"
+        "A value is taken from the first of these that has it: `smp -c NAME=VALUE`, the environment variable, `smp.toml` in "
+        "the working directory, the user's `config.toml`, the default. `smp config show` tells which it was. `smp.toml` is read "
+        "only if it belongs to you and nobody else may write it; relative paths in a file count from its folder.\n"
     )
     page.append("| setting | environment | default | what it is |\n|---|---|---|---|")
     for name, field in Settings.model_fields.items():
