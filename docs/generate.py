@@ -68,8 +68,8 @@ def error_page() -> str:
     page = [NOTE, "# Errors and exit codes\n"]
     page.append(
         "Every error is one line with a code, `smp: error: … [SMP-…]`, and where possible a second one with the next step. "
-        "Codes and exit codes are stable. A script should treat every exit code that it does not know as a failure. With `--json` "
-        'the error is one JSON object on standard error: `{"schema": "smp.error/1", "code", "exit_code", "message", "hint"}`.\n'
+        "Codes and exit codes are stable. A script should treat every exit code that it does not know as a failure. With "
+        '`--json` the error is one JSON object on standard error: `{"schema": "smp.error/1", "code", "exit_code", "message", "hint"}`.\n'
     )
     page.append("| exit code | meaning |\n|---|---|")
     page += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
@@ -89,8 +89,8 @@ def settings_page() -> str:
     page = [NOTE, "# Settings\n"]
     page.append(
         "A value is taken from the first of these that has it: `smp -c NAME=VALUE`, the environment variable, `smp.toml` in "
-        "the working directory, the user's `config.toml`, the default. `smp config show` tells which it was. `smp.toml` is read "
-        "only if it belongs to you and nobody else may write it; relative paths in a file count from its folder.\n"
+        "the working directory, the user's `config.toml`, the default. `smp config show` tells which it was. `smp.toml` is "
+        "read only if it belongs to you and nobody else may write it; relative paths in a file count from its folder.\n"
     )
     page.append("| setting | environment | default | what it is |\n|---|---|---|---|")
     for name, field in Settings.model_fields.items():
