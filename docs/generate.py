@@ -69,7 +69,8 @@ def error_page() -> str:
     page.append(
         "Every error is one line with a code, `smp: error: … [SMP-…]`, and where possible a second one with the next step. "
         "Codes and exit codes are stable. A script should treat every exit code that it does not know as a failure. With "
-        '`--json` the error is one JSON object on standard error: `{"schema": "smp.error/1", "code", "exit_code", "message", "hint"}`.\n'
+        "`--json` the error is one JSON object on standard error: "
+        '`{"schema": "smp.error/1", "code", "exit_code", "message", "hint"}`.\n'
     )
     page.append("| exit code | meaning |\n|---|---|")
     page += [f"| {code} | {meaning} |" for code, meaning in EXIT_CODES.items()]
