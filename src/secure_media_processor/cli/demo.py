@@ -6,6 +6,7 @@ which a patient who does not exist is planted.
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 import tempfile
@@ -59,6 +60,7 @@ _NESTED = "Requested by Ansel for RHQ"
 _PRIVATE = "private note on RHQ"
 _PREAMBLE = b"scanned for Rowena Halvorsen-Quist"
 _FILE_NAME = "halvorsen-quist"
+_RANDOM_UID = re.compile(rb"2\.25\.\d+")
 
 
 class DemoFailedError(SmpError):
@@ -191,7 +193,7 @@ def _plant(demo: Demo, study: Path) -> tuple[list[bytes], list[bytes]]:
             dataset.preamble = _PREAMBLE.ljust(128, b"\0")
             dataset.save_as(study / f"{_FILE_NAME}-{number:03}.dcm")
         values = [v.encode() for v in (*_PATIENT.values(), _NESTED, _PRIVATE)]
-        parts = [b"Rowena", b"Halvorsen", b"Okonkwo", b"Tremaine", b"RHQ", _FILE_NAME.encode(), _PREAMBLE]
+        parts = [b"Rowena", b"Halvorsen", b"Okonkwo", b"Tremaine", _FILE_NAME.encode(), _PREAMBLE]
         planted = [*values, *parts]
         found = _occurrences(_files(study), [*planted, *(uid.encode() for uid in uids)])
         step.files, step.size = len(sources), _size(_files(study))
@@ -343,10 +345,13 @@ def _sha256(path: Path) -> str:
 
 
 def _occurrences(paths: Sequence[Path], values: Sequence[bytes]) -> set[bytes]:
-    """Return those of `values` that occur in a file or its name, in any case of letters."""
+    """Return those of `values` (6 bytes or more) that occur in a file or its name, in any case of letters.
+
+    Shorter values, or a date among the digits of a random UID, would turn up by chance now and then.
+    """
     found = set()
     for path in paths:
-        haystack = path.read_bytes().lower() + b"\0" + str(path.name).lower().encode()
+        haystack = _RANDOM_UID.sub(b"", path.read_bytes().lower() + b"\0" + str(path.name).lower().encode())
         found |= {value for value in values if value.lower() in haystack}
     return found
 
