@@ -3,6 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# pip asks `rustc` for its version, and rustup then writes its settings: into .venv, not into anybody's home.
+export RUSTUP_HOME := $(CURDIR)/$(VENV)/rustup
+
 .PHONY: demo test lint types bench docs clean
 .DEFAULT_GOAL := test
 
