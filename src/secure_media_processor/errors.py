@@ -29,6 +29,7 @@
     ├── MissingExtraError        SMP-MISSING-EXTRA         10
     ├── TransientError           SMP-TRANSIENT             11
     │   ├── RateLimitError       SMP-RATE-LIMIT            11
+    │   ├── ThrottledError       SMP-THROTTLED             11
     │   └── QuorumError          SMP-QUORUM                11
     └── NoSpaceError             SMP-NO-SPACE              12
 
@@ -237,6 +238,17 @@ class RateLimitError(TransientError):
     """The time allowed for waiting was not enough to get a turn within the rate limit."""
 
     code = "SMP-RATE-LIMIT"
+
+
+class ThrottledError(TransientError):
+    """A provider asks for fewer requests. Asking again after the pause that it named succeeds."""
+
+    code = "SMP-THROTTLED"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds to wait, if the provider said so."""
 
 
 class QuorumError(TransientError):

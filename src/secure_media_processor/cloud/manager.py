@@ -11,7 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secure_media_processor.cloud.connectors.base import read_blocks, refuse_other
+from secure_media_processor.cloud.connectors.base import read_blocks
+from secure_media_processor.cloud.digests import refuse_other
 from secure_media_processor.core.encryption import read_file_id
 from secure_media_processor.errors import (
     IntegrityError,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from secure_media_processor.cloud.digests import Digester
 from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class ConnectorConformance:
 
     def test_what_was_put_can_be_read(self, connector: CloudConnector) -> None:
         """Empty, small and large objects come back byte for byte."""
-        for size in (0, 1, 1000, 3_000_000):
+        for size in (0, 1, 1000, 3_000_000, 17 * 1024 * 1024 + 5):  # the last takes three parts
             data = secrets.token_bytes(size)
             info = connector.put(f"size/{size}", _blocks(data))
             assert (info.key, info.size) == (f"size/{size}", size)
@@ -87,10 +88,13 @@ class ConnectorConformance:
 
     def test_right_digests_are_accepted(self, connector: CloudConnector) -> None:
         """And given back."""
-        digests = {"sha256": sha256(b"data").hexdigest()}
+        digester = Digester(connector.capabilities.native_digests | {"sha256"})
+        digester.update(b"data")
+        digests = digester.hexdigests()
         connector.put("digest", [b"da", b"ta"], digests=digests)
         found = connector.native_digest("digest")
-        assert set(found) == connector.capabilities.native_digests
+        assert found
+        assert set(found) <= connector.capabilities.native_digests
         assert all(found[name] == digests[name] for name in found.keys() & digests.keys())
 
     def test_a_source_that_fails_stores_nothing(self, connector: CloudConnector) -> None:

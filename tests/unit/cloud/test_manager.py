@@ -10,7 +10,8 @@ import pytest
 
 from conftest import left_in
 from secure_media_processor import ConnectorManager, LocalConnector, SymmetricKey, encrypt_file
-from secure_media_processor.cloud.connectors.base import Digests, ObjectInfo
+from secure_media_processor.cloud.connectors.base import ObjectInfo
+from secure_media_processor.cloud.digests import Digests
 from secure_media_processor.cloud.manager import ObjectState, ReplicaState, StoredObject
 from secure_media_processor.errors import (
     CredentialsError,

@@ -14,19 +14,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
 from secure_media_processor.core.files import COPY_BLOCK, atomic_write, open_source, os_errors
-from secure_media_processor.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
-
-Digests = dict[str, str]
-"""Name of the hash, as in hashlib, → lower-case hexadecimal digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ class Capabilities:
     """What a store can do: data, to be asked before acting."""
 
     native_digests: frozenset[str]
-    """Hashes that native_digest gives, such as "sha256"."""
+    """Digests that native_digest may give, by their names in cloud/digests.py. It gives at least one of them."""
     atomic_create: bool
     """Whether put with if_absent is safe against another writer at the same moment."""
     digests_are_stored: bool
@@ -122,14 +118,14 @@ class CloudConnector(ABC):
     ) -> None:
         """Write the object `key` to the new file `path`, which appears when complete and, with `digests`, verified.
 
-        Raises as get and atomic_write, and IntegrityError if the SHA-256 in `digests` does not fit.
+        Raises as get and atomic_write, and IntegrityError if one of `digests` does not fit.
         """
-        hasher = sha256()
+        digester = Digester(digests or ())
         with atomic_write(Path(path), overwrite=overwrite) as file:
             for block in self.get(key):
-                hasher.update(block)
+                digester.update(block)
                 file.write(block)
-            refuse_other({"sha256": hasher.hexdigest()}, digests)
+            refuse_other(digester.hexdigests(), digests)
 
     def delete_file(self, key: str) -> None:
         """Remove the object `key`; see delete."""
@@ -138,15 +134,6 @@ class CloudConnector(ABC):
     def list_files(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys begin with `prefix`; see list."""
         return self.list(prefix)
-
-
-def refuse_other(found: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
-    """Raise IntegrityError if a hash in both differs, or if `expected` has hashes and none of them was found."""
-    if not expected:
-        return
-    common = found.keys() & expected.keys()
-    if not common or any(found[name] != expected[name] for name in common):
-        raise IntegrityError("the bytes are not those that were expected: their digest differs")
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Self
 from secure_media_processor.cloud.connectors.base import (
     Capabilities,
     CloudConnector,
-    Digests,
     ObjectInfo,
     read_blocks,
-    refuse_other,
 )
+from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import (
     COPY_BLOCK,
@@ -63,13 +62,13 @@ class LocalConnector(CloudConnector):
         path = self._path(key)
         with os_errors(f"write {path}"):
             path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-        hasher, size = sha256(), 0
+        digester, size = Digester(digests or ()), 0
         with atomic_write(path, overwrite=not if_absent) as file:
             for block in source:
-                hasher.update(block)
+                digester.update(block)
                 size += len(block)
                 file.write(block)
-            refuse_other({"sha256": hasher.hexdigest()}, digests)
+            refuse_other(digester.hexdigests(), digests)
         return ObjectInfo(key, size)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:

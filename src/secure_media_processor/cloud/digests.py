@@ -1,0 +1,101 @@
+"""The hashes by which stores prove what they hold, all computed in one pass over an object.
+
+| name | what it is | who reports it |
+|---|---|---|
+| `sha256` | SHA-256 of the whole | S3 (small objects), Google Drive, a folder |
+| `sha256-8m` | SHA-256 over the concatenated SHA-256 of each part of 8 MiB | S3 (objects of several parts) |
+| `dropbox` | SHA-256 over the concatenated SHA-256 of each block of 4 MiB | Dropbox (content_hash) |
+| `md5` | MD5 of the whole; says nothing against who means harm | Google Drive (old objects), S3 clones |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+from secure_media_processor.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+MIB = 1 << 20
+# The size of a part in a multipart upload: a multiple of what Google Drive (256 KiB) and Dropbox (4 MiB) ask for.
+PART_SIZE = 8 * MIB
+DROPBOX_BLOCK = 4 * MIB
+
+Digests = dict[str, str]
+"""Name from the table above → lower-case hexadecimal digits."""
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+class BlockHash:
+    """SHA-256 over the concatenated SHA-256 digests of blocks of one size; the last block may be shorter."""
+
+    def __init__(self, block: int) -> None:
+        self._block = block
+        self._outer = hashlib.sha256()
+        self._inner = hashlib.sha256()
+        self._filled = 0
+
+    def update(self, data: bytes, /) -> None:
+        """Add `data`, of any length."""
+        view = memoryview(data)
+        while view:
+            part = view[: self._block - self._filled]
+            self._inner.update(part)
+            self._filled += len(part)
+            view = view[len(part) :]
+            if self._filled == self._block:
+                self._outer.update(self._inner.digest())
+                self._inner, self._filled = hashlib.sha256(), 0
+
+    def hexdigest(self) -> str:
+        """Return the digest of what was added so far."""
+        outer = self._outer.copy()
+        if self._filled:
+            outer.update(self._inner.digest())
+        return outer.hexdigest()
+
+
+def _new(name: str) -> _Hash:
+    match name:
+        case "sha256":
+            return hashlib.sha256()
+        case "sha256-8m":
+            return BlockHash(PART_SIZE)
+        case "dropbox":
+            return BlockHash(DROPBOX_BLOCK)
+        case "md5":
+            return hashlib.md5(usedforsecurity=False)
+        case _:
+            raise ValueError(f"there is no digest {name!r}")
+
+
+class Digester:
+    """Computes several digests at once."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Compute the digests `names`, each from the table of this module."""
+        self._hashes = {name: _new(name) for name in sorted(set(names))}
+
+    def update(self, data: bytes) -> None:
+        """Add `data`, of any length."""
+        for digest in self._hashes.values():
+            digest.update(data)
+
+    def hexdigests(self) -> Digests:
+        """Return the digests of what was added so far."""
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
+
+
+def refuse_other(found: Mapping[str, str], expected: Mapping[str, str] | None) -> None:
+    """Raise IntegrityError if a digest in both differs, or if `expected` has digests and none of them was found."""
+    if not expected:
+        return
+    common = found.keys() & expected.keys()
+    if not common or any(found[name] != expected[name] for name in common):
+        raise IntegrityError("the bytes are not those that were expected: their digest differs")
