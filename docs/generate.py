@@ -28,6 +28,7 @@ EXIT_CODES = {
     2: "the command or a setting makes no sense",
     3: "partial: some items failed",
     4: "a key or credentials are missing or refused",
+    5: "a licence is missing (not used by this version)",
     6: "an integrity check or decryption failed",
     7: "not found",
     8: "exists, and was not replaced",
@@ -44,7 +45,9 @@ def commands() -> str:
     page = [NOTE, "# Commands\n", "What `smp COMMAND --help` prints.\n"]
 
     def add(command: click.Command, name: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+        context = click.Context(
+            command, info_name=name, parent=parent, terminal_width=100, max_content_width=100, **command.context_settings
+        )
         page.append(f"{'#' * (2 if parent else 1)}# {context.command_path}\n")
         page.append(f"```text\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):
@@ -91,7 +94,8 @@ def settings_page() -> str:
     page.append(
         "A value is taken from the first of these that has it: `smp -c NAME=VALUE`, the environment variable, `smp.toml` in "
         "the working directory, the user's `config.toml`, the default. `smp config show` tells which it was. `smp.toml` is "
-        "read only if it belongs to you and nobody else may write it; relative paths in a file count from its folder.\n"
+        "read only after `smp config trust`, and once more after each change; relative paths in a file count from its folder. "
+        "An empty variable counts as none.\n"
     )
     page.append("| setting | environment | default | what it is |\n|---|---|---|---|")
     for name, field in Settings.model_fields.items():

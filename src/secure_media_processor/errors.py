@@ -193,7 +193,7 @@ class ObjectLostError(IntegrityError):
     """No store holds an intact copy of the object any more."""
 
     code = "SMP-OBJECT-LOST"
-    default_hint = "encrypt and sync the original again; `verify` shows what each store holds"
+    default_hint = "store the original again; ConnectorManager.verify shows what each store holds"
 
 
 class MissingError(SmpError):
@@ -216,7 +216,7 @@ class DegradedError(SmpError):
 
     code = "SMP-DEGRADED"
     exit_code = 9
-    default_hint = "run repair when the missing store is back"
+    default_hint = "repair it when the missing store is back"
 
 
 class MissingExtraError(SmpError):

@@ -7,6 +7,7 @@ import os
 import pty
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -225,7 +226,7 @@ def start(*args: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_being_stopped_leaves_nothing(box: Path, number: signal.Signals) -> None:
     """In the middle of a file, with a mebibyte written already."""
     with start("encrypt", "-", "-o", "out.smp") as process:
@@ -290,3 +291,131 @@ def test_progress_is_drawn_on_a_terminal_for_long_work_only(box: Path, smp_proce
     _, shown = on_terminal("encrypt", "scan.dcm")
     assert b"encrypting" not in shown
     assert "encrypting" not in smp_process("encrypt", "big", "again.smp").err
+
+
+def test_a_shell_pattern_does_not_name_an_output(box: Path, smp: Callable[..., Ran]) -> None:
+    """`smp encrypt *.dcm --force` with two files in the folder must not write over the second."""
+    (box / "two.dcm").write_bytes(b"precious")
+    for force in ([], ["--force"]):
+        assert smp("encrypt", "scan.dcm", "two.dcm", *force).code == 2
+        assert (box / "two.dcm").read_bytes() == b"precious"
+    smp("encrypt", "scan.dcm")
+    smp("encrypt", "two.dcm")
+    raw = (box / "two.dcm.smp").read_bytes()
+    assert smp("decrypt", "scan.dcm.smp", "two.dcm.smp", "--force").code == 2
+    assert (box / "two.dcm.smp").read_bytes() == raw
+    assert smp("encrypt", "scan.dcm", "-o", "two.dcm", "--force").code == 0
+
+
+def test_a_device_or_pipe_is_not_replaced(box: Path, smp: Callable[..., Ran]) -> None:
+    os.mkfifo("pipe")
+    for force in ([], ["--force"]):
+        ran = smp("encrypt", "scan.dcm", "-o", "pipe", *force)
+        assert (ran.code, "--force" in ran.err) == (1, False)
+        assert stat.S_ISFIFO((box / "pipe").stat().st_mode)
+
+
+def test_pipes_with_names(box: Path, smp: Callable[..., Ran]) -> None:
+    smp("encrypt", "scan.dcm")
+    os.mkfifo("pipe")
+    for args in (["verify", "pipe"], ["decrypt", "pipe", "-o", "out"]):
+        with subprocess.Popen(["sh", "-c", "cat scan.dcm.smp > pipe"]):
+            assert smp(*args).code == 0
+    assert (box / "out").read_bytes() == (box / "scan.dcm").read_bytes()
+
+
+def test_a_file_called_hyphen_is_a_file(box: Path, smp: Callable[..., Ran]) -> None:
+    (box / "-").write_bytes(b"data")
+    assert smp("encrypt", "./-", "-o", "x.smp", stdin=b"not this").code == 0
+    (box / "-").unlink()
+    assert smp("decrypt", "x.smp", "./-").out == b""
+    assert (box / "-").read_bytes() == b"data"
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["encrypt", "."], 1),
+        (["encrypt", "/"], 1),
+        (["encrypt", ""], 1),
+        (["encrypt", "x" * 300], 1),
+        (["encrypt", "scan.dcm", "-o", "x" * 300], 1),
+        (["encrypt", "y" * 253], 1),
+        (["encrypt", "scan.dcm", "-o", "loop"], 1),
+        (["encrypt", "loop"], 1),
+        (["decrypt", "scan.dcm/x.smp"], 7),
+        (["-c", f"keystore={'x' * 300}", "encrypt", "scan.dcm"], 1),
+        (["-c", f"audit_log={'x' * 300}/a", "encrypt", "scan.dcm"], 1),
+        (["-c", "keystore=scan.dcm", "key", "list"], 1),
+        (["-c", "keystore=scan.dcm", "key", "generate"], 1),
+    ],
+)
+def test_odd_names_are_ordinary_errors(box: Path, smp: Callable[..., Ran], args: list[str], code: int) -> None:
+    (box / "loop").symlink_to("loop")
+    (box / ("y" * 253)).write_bytes(b"")
+    ran = smp(*args)
+    assert "SMP-INTERNAL" not in ran.err
+    assert ran.code == code
+
+
+def test_names_cannot_forge_lines_or_colours(box: Path, smp: Callable[..., Ran]) -> None:
+    name = "a\nsmp: fine\x1b[31m"
+    (box / name).write_bytes(b"data")
+    encrypted, verified = smp("encrypt", name), smp("verify", f"{name}.smp")
+    assert (encrypted.code, verified.code) == (0, 0)
+    assert len(encrypted.err.splitlines()) == 1
+    assert "\x1b" not in encrypted.err + verified.text
+
+
+def test_encrypting_twice_is_noticed(box: Path, smp: Callable[..., Ran]) -> None:
+    smp("encrypt", "scan.dcm")
+    ran = smp("encrypt", "scan.dcm.smp")
+    assert (ran.code, "encrypted already" in ran.err) == (0, True)
+
+
+def in_shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
+    program = f"{sys.executable} -m secure_media_processor"
+    script = line.replace("smp", program, 1)
+    return subprocess.run(
+        ["bash", "-c", script], env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_output_that_is_cut_is_an_error_even_unbuffered(box: Path, smp: Callable[..., Ran]) -> None:
+    """Without a buffer a write may take less than it was given."""
+    smp("encrypt", "scan.dcm")
+    for unbuffered in ("", "1"):
+        ran = in_shell("ulimit -f 100; smp decrypt scan.dcm.smp -o - > out", PYTHONUNBUFFERED=unbuffered)
+        assert ran.returncode == 12, ran.stderr
+        assert "SMP-NO-SPACE" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "smp key list >&-", "smp encrypt scan.dcm -o x >&-", "smp encrypt scan.dcm -o x 2>&-",
+        "smp encrypt scan.dcm -o x 2>/dev/full",
+        "smp encrypt - -o x <&-", "smp encrypt scan.dcm -o x <&- >&- 2>&-",
+    ],
+)  # fmt: skip
+def test_closed_streams_do_not_matter(box: Path, line: str) -> None:
+    ran = in_shell(line)
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert "Traceback" not in ran.stderr
+    assert "Exception" not in ran.stderr
+
+
+@pytest.mark.parametrize("line", ["smp key list > /dev/full", "smp verify scan.dcm.smp > /dev/full", "smp --json > /dev/full"])
+def test_results_that_cannot_be_written_are_an_error(box: Path, smp: Callable[..., Ran], line: str) -> None:
+    smp("encrypt", "scan.dcm")
+    ran = in_shell(line)
+    assert ran.returncode == (2 if "--json" in line else 12)
+    assert "Traceback" not in ran.stderr
+
+
+def test_an_error_does_not_end_up_in_the_data(box: Path, smp: Callable[..., Ran]) -> None:
+    smp("encrypt", "scan.dcm")
+    raw = (box / "scan.dcm.smp").read_bytes()
+    (box / "cut.smp").write_bytes(raw[:-1])
+    assert in_shell("smp decrypt cut.smp -o - 2>&- > out").returncode == 6
+    assert b"smp:" not in (box / "out").read_bytes()

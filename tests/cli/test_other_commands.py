@@ -25,7 +25,9 @@ def test_keys_are_made_listed_and_exported(work: Path, home: Path, smp: Callable
     assert smp("key", "export", key_id, "copy.key").code == 0
     secret = (work / "copy.key").read_text().splitlines()[-1]
     assert SymmetricKey.load("copy.key").id == key_id
-    assert smp("key", "export", key_id, "copy.key").code == 8
+    again = smp("key", "export", key_id, "copy.key")
+    assert (again.code, "--force" in again.err) == (8, False)
+    assert smp("key", "export", key_id[:6], "-").text.splitlines()[-1] == secret
     assert smp("key", "export", "0" * 16, "other.key").code == 4
     assert smp("key", "export", "../../x", "other.key").code == 4
     assert json.loads(smp("key", "list", "--json").out)["keys"][0]["exported"]
@@ -39,6 +41,8 @@ def test_config_show_says_where_each_value_came_from(
     work: Path, home: Path, smp: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "smp.toml").write_text('audit_on_failure = "warn"\n')
+    assert smp("config", "show").code == smp("encrypt", "x").code == 2
+    assert smp("config", "trust").code == 0
     monkeypatch.setenv("SMP_AUDIT_LOG", "/tmp/a.jsonl")  # noqa: S108 - never written to
     shown = json.loads(smp("-c", "keystore=here", "config", "show", "--json").out)["settings"]
     assert shown == {
@@ -120,3 +124,31 @@ def test_a_broken_setting_is_a_finding(work: Path, smp: Callable[..., Ran]) -> N
     ran = smp("doctor")
     assert ran.code == 1
     assert "SMP-CONFIG" in ran.text
+
+
+def test_a_key_comes_back_from_its_copy(work: Path, home: Path, smp: Callable[..., Ran]) -> None:
+    """The disk died: on a new machine there is only the copy, on a stick where every file is open to all."""
+    key_id = smp("key", "generate").text.strip()
+    smp("key", "export", key_id, "copy.key")
+    (work / "scan").write_bytes(b"data")
+    smp("encrypt", "scan")
+    (work / "copy.key").chmod(0o755)
+    new = ("-c", "keystore=new")
+    missing = smp(*new, "decrypt", "scan.smp", "back")
+    assert (missing.code, "smp key import FILE" in missing.err) == (4, True)
+    assert smp(*new, "key", "import", "copy.key").text.strip() == key_id
+    assert smp(*new, "decrypt", "scan.smp", "back").code == 0
+    assert smp(*new, "key", "import", "copy.key").code == 8
+    assert (work / "new" / f"{key_id}.key").stat().st_mode & 0o777 == 0o600
+    assert smp(*new, "key", "import", "scan").code == 4
+
+
+def test_the_primary_key_can_be_chosen(work: Path, smp: Callable[..., Ran]) -> None:
+    first = smp("key", "generate").text.strip()
+    second = smp("key", "generate")
+    assert "smp key primary" in second.err
+    assert smp("key", "primary", second.text.strip()[:8]).code == 0
+    listed = json.loads(smp("key", "list", "--json").out)["keys"]
+    assert [k["id"] for k in listed if k["primary"]] == [second.text.strip()]
+    assert smp("key", "primary", "nonsense").code == 4
+    assert first in smp("key", "list").text

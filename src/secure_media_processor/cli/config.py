@@ -6,12 +6,32 @@ import click
 
 from secure_media_processor.cli.options import output_options
 from secure_media_processor.cli.ui import current, table
-from secure_media_processor.core.config import get_loaded
+from secure_media_processor.core.config import get_loaded, project_file
+from secure_media_processor.core.config import trust as trust_file
 
 
 @click.group()
 def config() -> None:
     """Show the settings and where they come from."""
+
+
+@config.command()
+@output_options
+def trust() -> None:
+    """Trust the file smp.toml in the working directory, as it is now.
+
+    It is read only after this, and again after each change: it could name keys of somebody else. Look into it first.
+
+    \b
+    Example:
+      cat smp.toml
+      smp config trust
+    """
+    path = project_file()
+    trust_file(path)
+    ui = current()
+    ui.result("smp.config.trust/1", {"file": str(path)}, "")
+    ui.say(f"{path} is trusted until it changes")
 
 
 @config.command()

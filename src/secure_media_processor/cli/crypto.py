@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import stat
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import click
 
 from secure_media_processor.cli.auditing import recorded
-from secure_media_processor.cli.options import FILE, force_option, key_option, output_options
+from secure_media_processor.cli.options import FILE_OR_PIPE, PIPE, force_option, key_option, output_options
 from secure_media_processor.cli.ui import Ui, current, human_size
 from secure_media_processor.core.config import get_settings
 from secure_media_processor.core.encryption import (
@@ -27,18 +28,21 @@ from secure_media_processor.core.encryption import (
 from secure_media_processor.core.files import atomic_write, open_source, os_errors
 from secure_media_processor.core.keys import SymmetricKey
 from secure_media_processor.core.keystore import Keystore
-from secure_media_processor.errors import KeyMissingError, UsageError
+from secure_media_processor.errors import KeyMissingError, SmpError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from secure_media_processor.core.payload import Sink, Source
+    from secure_media_processor.core.files import Sink, Source
+    from secure_media_processor.core.recipients import Identity
 
-_PIPE = Path("-")
+_source = click.argument("source", metavar="IN", type=FILE_OR_PIPE)
+_target = click.argument("target", metavar="[OUT]", type=FILE_OR_PIPE, required=False)
+_output = click.option("-o", "--output", type=FILE_OR_PIPE, help="Where to write; - is standard output.")
 
-_source = click.argument("source", metavar="IN", type=FILE)
-_target = click.argument("target", metavar="[OUT]", type=FILE, required=False)
-_output = click.option("-o", "--output", type=FILE, help="Where to write; - is standard output.")
+
+# A shell turns `*.dcm` into two names or more: the second must not be taken for a place to write to.
+_ONE_FILE = "one file at a time; to write to such a name all the same, give it with -o"
 
 
 @click.command()
@@ -51,8 +55,8 @@ _output = click.option("-o", "--output", type=FILE, help="Where to write; - is s
 def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Path | None, *, force: bool) -> None:
     """Encrypt a file.
 
-    IN is a file, or - for standard input. OUT is IN with .smp appended unless given. The key is --key, or the primary key of
-    the keystore. The original stays as it is.
+    IN is a file, or - for standard input. OUT is IN with .smp appended unless given; given without -o it must end in .smp. The
+    key is --key, or the primary key of the keystore. The original stays as it is.
 
     \b
     Examples:
@@ -60,11 +64,14 @@ def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
       tar c study/ | smp encrypt - -o study.tar.smp
     """
     ui = current()
-    destination = _destination(source, target, output, source.with_name(source.name + SUFFIX))
+    if target not in (None, PIPE) and target.suffix != SUFFIX:
+        raise UsageError(f"{target} does not end in {SUFFIX}", hint=_ONE_FILE)
+    destination = _destination(source, target, output, Path(f"{source}{SUFFIX}"))
     with recorded("encrypt") as operation:
+        _warn_of_encrypting_twice(ui, source)
         key = _encryption_key(key_file)
         with ui.progress("encrypting", _size(source)) as progress:
-            if _PIPE in (source, destination):
+            if PIPE in (source, destination):
                 with _streams(source, destination, force=force) as (data, sink):
                     container = encrypt_stream(data, sink, [key], progress=progress)
             else:
@@ -84,8 +91,9 @@ def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
 def decrypt(source: Path, target: Path | None, output: Path | None, key_file: Path | None, *, force: bool) -> None:
     """Decrypt a file.
 
-    IN is a file, or - for standard input. OUT is IN without .smp unless given. OUT appears only when every byte of it has been
-    verified. With -o - verified bytes are written as they come: throw them away if the exit code is not 0.
+    IN is a file, or - for standard input. OUT is IN without .smp unless given; given without -o it must not end in .smp. OUT
+    appears only when every byte of it has been verified. With -o - verified bytes are written as they come: throw
+    them away if the exit code is not 0.
 
     \b
     Examples:
@@ -93,12 +101,14 @@ def decrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
       smp decrypt study.tar.smp -o - | tar x
     """
     ui = current()
+    if target is not None and target.suffix == SUFFIX:
+        raise UsageError(f"{target} ends in {SUFFIX}, which a decrypted file should not", hint=_ONE_FILE)
     destination = _destination(source, target, output, _without_suffix(source))
     with recorded("decrypt") as operation:
-        operation.object = None if source == _PIPE else read_file_id(source)
+        operation.object = read_file_id(source) if _is_regular(source) else None
         keys = _decryption_keys(key_file)
         with ui.progress("decrypting", _size(source)) as progress:
-            if _PIPE in (source, destination):
+            if PIPE in (source, destination):
                 with _streams(source, destination, force=force) as (data, sink):
                     container = decrypt_stream(data, sink, keys, progress=progress)
             else:
@@ -122,17 +132,36 @@ def verify(source: Path, key_file: Path | None) -> None:
     """
     ui = current()
     with recorded("verify") as operation:
-        operation.object = None if source == _PIPE else read_file_id(source)
+        operation.object = read_file_id(source) if _is_regular(source) else None
         keys = _decryption_keys(key_file)
         with ui.progress("verifying", _size(source)) as progress:
-            if source == _PIPE:
+            if source == PIPE:
                 container = decrypt_stream(_standard_input(), None, keys, progress=progress)
             else:
                 container = verify_file(source, keys, progress=progress)
         operation.object = bytes.fromhex(container.file_id)
     size = human_size(container.original.size)
-    text = f"{source}: intact, {size}, SHA-256 of the original {container.original.sha256}"
+    text = f"{_called(source)}: intact, {size}, SHA-256 of the original {container.original.sha256}"
     ui.result("smp.verify/1", _fields(source, None, container), text)
+
+
+class _Everything:
+    """Writes all it is given. Standard output takes less at a time when Python runs unbuffered."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: memoryview | bytes, /) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+
+def _warn_of_encrypting_twice(ui: Ui, source: Path) -> None:
+    if _is_regular(source):
+        with suppress(SmpError):  # usually it is not encrypted, which is no error here
+            read_file_id(source)
+            ui.warn(f"{source} is encrypted already")
 
 
 def _destination(source: Path, target: Path | None, output: Path | None, default: Path | None) -> Path:
@@ -140,8 +169,8 @@ def _destination(source: Path, target: Path | None, output: Path | None, default
         raise UsageError("the output is given twice", hint="give OUT or -o, not both")
     chosen = output or target
     if chosen is None:
-        chosen = _PIPE if source == _PIPE else default
-        if chosen == _PIPE and sys.stdout.isatty():
+        chosen = PIPE if source == PIPE else default
+        if chosen == PIPE and sys.stdout.isatty():
             raise UsageError("the output would go to the terminal", hint="name a file with -o, or use -o - if you mean it")
     if chosen is None:
         raise UsageError(f"{source} does not end in {SUFFIX}, so the output needs a name", hint="name it with -o")
@@ -160,10 +189,10 @@ def _standard_input() -> Source:
 def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[Source, Sink]]:
     """Open a pair of which at least one is a pipe."""
     with ExitStack() as stack:
-        data = _standard_input() if source == _PIPE else stack.enter_context(open_source(source))
-        if destination == _PIPE:
+        data = _standard_input() if source == PIPE else stack.enter_context(open_source(source))
+        if destination == PIPE:
             with os_errors("write to standard output"):
-                yield data, sys.stdout.buffer
+                yield data, _Everything(sys.stdout.buffer)
                 sys.stdout.buffer.flush()
         else:
             yield data, stack.enter_context(atomic_write(destination, overwrite=force))
@@ -175,17 +204,26 @@ def _encryption_key(key_file: Path | None) -> SymmetricKey:
     return SymmetricKey.load(chosen) if chosen else Keystore(settings.keystore).primary()
 
 
-def _decryption_keys(key_file: Path | None) -> list[SymmetricKey]:
+def _decryption_keys(key_file: Path | None) -> Sequence[Identity]:
     settings = get_settings()
     chosen = key_file or settings.key_file
-    keys = [SymmetricKey.load(chosen)] if chosen else Keystore(settings.keystore).keys()
-    if not keys:
-        raise KeyMissingError(f"there is no key in {settings.keystore}", hint="name the key with --key FILE")
-    return keys
+    if chosen:
+        return [SymmetricKey.load(chosen)]
+    keystore = Keystore(settings.keystore)
+    if not keystore.entries():
+        hint = "bring a copy back with `smp key import FILE`, or name it with --key FILE"
+        raise KeyMissingError(f"there is no key in {settings.keystore}", hint=hint)
+    return [keystore]
 
 
 def _size(source: Path) -> int | None:
-    return source.stat().st_size if source.is_file() else None
+    return source.stat().st_size if _is_regular(source) else None
+
+
+def _is_regular(source: Path) -> bool:
+    """Return whether `source` is a file, which has a size and can be opened twice. Raises MissingError or FileAccessError."""
+    with os_errors(f"read {source}"):
+        return source != PIPE and stat.S_ISREG(source.stat().st_mode)
 
 
 def _fields(source: Path, destination: Path | None, container: Container) -> dict[str, object]:
@@ -194,10 +232,14 @@ def _fields(source: Path, destination: Path | None, container: Container) -> dic
     return {**paths, "file_id": container.file_id, "original": original}
 
 
+def _called(source: Path) -> str:
+    return "standard input" if source == PIPE else str(source)
+
+
 def _report(ui: Ui, command: str, source: Path, destination: Path, container: Container) -> None:
     """Say what was done; on stdout only as JSON, and never where the data itself went."""
-    message = f"{source} -> {destination} ({human_size(container.original.size)})"
-    if destination == _PIPE:
+    message = f"{_called(source)} -> {destination} ({human_size(container.original.size)})"
+    if destination == PIPE:
         ui.detail(message)
         return
     ui.result(f"smp.{command}/1", _fields(source, destination, container), "")

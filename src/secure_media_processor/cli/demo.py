@@ -253,7 +253,7 @@ def _encrypt(demo: Demo, originals: Sequence[Path], safe: Path, keystore: Keysto
         for number, path in enumerate(originals):
             encrypt_file(path, safe / f"{number:03}{SUFFIX}", [key])
         step.files, step.size = len(originals), _size(originals)
-    step.held = len(_files(safe)) == len(originals) and not _occurrences(_files(safe), [*planted, b"DICM"])
+    step.held = len(_files(safe)) == len(originals) and not _occurrences(_files(safe), planted)
     step.shown = "AES-256-GCM, a fresh key for each file, wrapped for the study key"
 
 
@@ -314,8 +314,7 @@ def _decrypt_and_compare(demo: Demo, keystore: Keystore, back: Path, clean: Path
     result = clean.with_name("decrypted")
     make_private_folder(result)
     with demo.step("decrypt and compare") as step:
-        keys = keystore.keys()
-        containers = [decrypt_file(path, result / path.stem, keys) for path in _files(back)]
+        containers = [decrypt_file(path, result / path.stem, [keystore]) for path in _files(back)]
         step.files, step.size = len(containers), sum(container.original.size for container in containers)
     expected = [_sha256(path) for path in originals]
     found = [_sha256(path) for path in _files(result)]

@@ -43,7 +43,8 @@ class Finding:
 def doctor() -> None:
     """Check the installation, keys, audit log and settings.
 
-    Exit code 0 if nothing is broken; an extra that is not installed, or a key without a copy, is only noted.
+    Exit code 0 if nothing is broken; an extra that is not installed, or a key without a copy, is only noted. The error codes of
+    what is broken stand in the findings.
 
     \b
     Example:
@@ -65,7 +66,7 @@ def _safely(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except SmpError as error:
-        yield Finding((check.__doc__ or "").rstrip("."), "fail", f"{error} [{error.code}]", error.hint)
+        yield Finding((check.__doc__ or "").rstrip(".").lower(), "fail", f"{error} [{error.code}]", error.hint)
 
 
 def _program() -> Iterator[Finding]:
@@ -82,18 +83,14 @@ def _extras() -> Iterator[Finding]:
         match = _OPTIONAL.match(requirement)
         if match and match["extra"] not in _NOT_FEATURES:
             wanted.setdefault(match["extra"], []).append(match["name"])
+    absent = []
     for extra, names in sorted(wanted.items()):
-        missing, present = [], []
-        for name in names:
-            try:
-                present.append(f"{name} {version(name)}")
-            except PackageNotFoundError:
-                missing.append(name)
-        if missing:
-            hint = f"pip install '{_DISTRIBUTION}[EXTRA]' adds an extra"
-            yield Finding(f"extra {extra}", "note", f"not installed: {', '.join(missing)}", hint)
-        else:
-            yield Finding(f"extra {extra}", "ok", ", ".join(present))
+        try:
+            yield Finding(f"extra {extra}", "ok", ", ".join([f"{name} {version(name)}" for name in names]))
+        except PackageNotFoundError:
+            absent.append(extra)
+    if absent:
+        yield Finding("other extras", "note", f"not installed: {', '.join(absent)}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -116,9 +113,9 @@ def _keys() -> Iterator[Finding]:
     if not entries:
         yield Finding("keys", "note", f"none in {settings.keystore}", "smp key generate")
         return
-    primary = keystore.primary()
-    yield Finding("keys", "ok", f"{len(keystore.keys())} in {settings.keystore}, primary {primary.id}")
+    yield Finding("keys", "ok", f"{len(entries)} in {settings.keystore}, primary {keystore.primary().id}")
     for entry in entries:
+        keystore.load(entry.id)
         if entry.exported is None:
             hint = f"smp key export {entry.id} FILE, with FILE on another disk"
             yield Finding("key copy", "note", f"{entry.id} was never exported: if this disk dies, so do its files", hint)

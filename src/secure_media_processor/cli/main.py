@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -12,13 +13,15 @@ import click
 from secure_media_processor import __version__
 from secure_media_processor.cli.options import talk_options
 from secure_media_processor.cli.ui import Ui
+from secure_media_processor.core.files import smp_error_from
 from secure_media_processor.errors import SmpError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _INTERRUPTED = 130
-_HERE = "secure_media_processor.cli"
+_PACKAGE = "secure_media_processor"
+_HERE = f"{_PACKAGE}.cli"
 
 # Section of the help → command → (module, attribute, help line). A test holds each line against the command's own help.
 _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -26,7 +29,7 @@ _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "encrypt": ("crypto", "encrypt", "Encrypt a file."),
         "decrypt": ("crypto", "decrypt", "Decrypt a file."),
         "verify": ("crypto", "verify", "Check an encrypted file to its last byte and write nothing."),
-        "key": ("key", "key", "Make, list and export keys."),
+        "key": ("key", "key", "Make, list, copy and choose keys."),
     },
     "This program": {
         "demo": ("demo", "demo", "Show the whole way on a real study, from DICOM to cloud and back."),
@@ -75,36 +78,60 @@ class LazyGroup(click.Group):
     ) -> NoReturn:
         """Run, report what goes wrong by the rules of cli/ui.py, and exit with its code."""
         ui = Ui()
-        signal.signal(signal.SIGTERM, _terminate)
+        _settle_streams()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays nohup
+                signal.signal(number, _terminate)
         try:
             code = super().main(args, prog_name or "smp", standalone_mode=False, obj=ui, **extra)
-            sys.stdout.flush()
-        except SmpError as error:
-            ui.fail(error)
-            code = error.exit_code
-        except click.ClickException as error:
-            ui.fail(_from_click(error))
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
             code = UsageError.exit_code
         except (click.Abort, KeyboardInterrupt):
-            print("smp: interrupted", file=sys.stderr)
+            ui.stopped()
             code = _INTERRUPTED
         except BrokenPipeError:  # the reader of our output went away, and knows it
             code = 1
         except Exception as error:
             if os.environ.get("SMP_DEBUG"):
                 raise
-            ui.fail(_internal(error))
-            code = 1
-        _let_go_of_stdout()
+            known = _known(error)
+            ui.fail(known)
+            code = known.exit_code
+        _let_go_of_output()
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _let_go_of_stdout() -> None:
+def _known(error: Exception) -> SmpError:
+    """Return `error` as one of ours."""
+    match error:
+        case SmpError():
+            return error
+        case click.ClickException():
+            return _from_click(error)
+        case OSError():
+            return smp_error_from(error, f"use {error.filename or 'a file'}")
+        case _:
+            return _internal(error)
+
+
+def _settle_streams() -> None:
+    """Give the program the three streams it needs, whatever it was started with, and text output that no name makes fail."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started us; an opened file must not get its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - open for as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _let_go_of_output() -> None:
     """Throw away output that cannot be written: Python would complain of it once more at exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class InternalError(SmpError):
@@ -116,15 +143,16 @@ class InternalError(SmpError):
 
 def _internal(error: Exception) -> SmpError:
     """Describe an unexpected error by its kind and place; its text might hold data."""
-    step = error.__traceback__
-    while step is not None and step.tb_next is not None:
+    place, step = "unknown place", error.__traceback__
+    while step is not None:
+        if _PACKAGE in step.tb_frame.f_code.co_filename:  # the innermost place that is ours
+            place = f"{step.tb_frame.f_code.co_filename.rpartition(_PACKAGE)[2].lstrip(os.sep)}:{step.tb_lineno}"
         step = step.tb_next
-    place = f"{os.path.basename(step.tb_frame.f_code.co_filename)}:{step.tb_lineno}" if step else "unknown place"  # noqa: PTH119 - importing pathlib for it is not worth it
     return InternalError(f"this should not have happened: {type(error).__name__} at {place}")
 
 
 def _from_click(error: click.ClickException) -> SmpError:
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"`{context.command_path} --help` shows how it is used" if context else None
     return UsageError(message[:1].lower() + message[1:], hint=hint)

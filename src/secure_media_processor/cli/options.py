@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from secure_media_processor.cli.ui import Ui
+from secure_media_processor.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from click.shell_completion import CompletionItem
+
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
+# Standard input or output, written as a single hyphen. The file of that name is ./-
+PIPE = Path("-")
+
+
+class _FileOrPipe(click.ParamType[Path]):
+    """A path, or PIPE for a hyphen."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        path = Path(value)
+        return PIPE if value == "-" else path.absolute() if path == PIPE else path
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return FILE.shell_complete(ctx, param, incomplete)
+
+
 FILE = click.Path(path_type=Path)
+FILE_OR_PIPE = _FileOrPipe()
+
+
+def refuse_terminal(what: str) -> None:
+    """Raise UsageError if standard output is a terminal."""
+    if sys.stdout.isatty():
+        raise UsageError(f"{what} would go to the terminal", hint="name a file, or send standard output somewhere else")
 
 
 def _root_ui(context: click.Context) -> Ui:
@@ -41,7 +69,14 @@ def _set_json(context: click.Context, _option: click.Parameter, value: bool) -> 
 
 def talk_options(command: _F) -> _F:
     """Add -q and -v."""
-    quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, help="Say errors only.")
+    quiet = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_quiet,
+        help="Say errors only; results are still printed.",
+    )
     verbose = click.option("-v", "--verbose", count=True, expose_value=False, callback=_set_verbose, help="Say more.")
     return quiet(verbose(command))
 

@@ -3,7 +3,7 @@
 * stdout carries the result: text, data, or with ``--json`` one JSON object (JSON lines for long jobs), and nothing else.
 * stderr carries the talk, each line beginning with ``smp:``, in lower case and without a full stop.
 * An error is one line with cause and reason, then one ``smp: hint:`` line with the next step where there is one.
-* ``-q`` silences all talk but errors; ``-v`` adds detail.
+* ``-q`` and ``--json`` silence all talk but warnings and errors; ``-v`` adds detail.
 * A progress bar is drawn on a terminal only, and only for work that takes a while. NO_COLOR and TERM=dumb are obeyed.
 * Binary data goes to a terminal only if ``-o -`` says so.
 * No secret, no patient data and no traceback is ever printed; names of files are, since the user gave them.
@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from secure_media_processor.core.files import os_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,34 +41,39 @@ class Ui:
 
     def say(self, message: str) -> None:
         """Tell the user something on stderr, unless quiet."""
-        if self.verbosity >= 0:
-            print(f"smp: {message}", file=sys.stderr)
+        if self.verbosity >= 0 and not self.json:
+            _talk(message)
 
     def detail(self, message: str) -> None:
         """Tell the user something that only -v wants to know."""
         if self.verbosity > 0:
-            print(f"smp: {message}", file=sys.stderr)
+            _talk(message)
 
     def warn(self, message: str) -> None:
         """Tell the user what may go wrong later, even if quiet."""
-        print(f"smp: warning: {message}", file=sys.stderr)
+        _talk(f"warning: {message}")
+
+    def stopped(self) -> None:
+        """Say that the user, or the system, ended the command."""
+        _talk("interrupted")
 
     def fail(self, error: SmpError) -> None:
         """Report the error that ends the command."""
         if self.json:
             fields = {"code": error.code, "exit_code": error.exit_code, "message": str(error), "hint": error.hint}
-            print(json.dumps({"schema": "smp.error/1", **fields}), file=sys.stderr)
+            with suppress(OSError):  # as _talk
+                print(json.dumps({"schema": "smp.error/1", **fields}), file=sys.stderr)
             return
-        print(f"smp: error: {one_line(str(error))} [{error.code}]", file=sys.stderr)
+        _talk(f"error: {error} [{error.code}]")
         if error.hint:
-            print(f"smp: hint: {one_line(error.hint)}", file=sys.stderr)
+            _talk(f"hint: {error.hint}")
 
     def result(self, schema: str, fields: dict[str, Any], text: str) -> None:
         """Print the result: `fields` under `schema` with --json, `text` (if any) otherwise."""
-        if self.json:
-            print(json.dumps({"schema": schema, **fields}))
-        elif text:
-            print(text)
+        shown = json.dumps({"schema": schema, **fields}) if self.json else "\n".join(map(one_line, text.splitlines()))
+        if shown:
+            with os_errors("write to standard output"):
+                print(shown, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
@@ -94,6 +101,11 @@ class Ui:
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)
+
+
+def _talk(message: str) -> None:
+    with suppress(OSError):  # whoever closed standard error does not want to hear
+        print(f"smp: {one_line(message)}", file=sys.stderr)
 
 
 def current() -> Ui:

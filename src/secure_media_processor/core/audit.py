@@ -8,18 +8,21 @@ import hmac
 import json
 import os
 import secrets
+import stat
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, BinaryIO
+from io import FileIO
+from typing import TYPE_CHECKING
 
 from secure_media_processor.core.files import PRIVATE_FILE, make_private_folder, os_errors, write_file
 from secure_media_processor.core.keys import refuse_exposed
-from secure_media_processor.errors import AuditDamagedError, ExistsError, SmpError
+from secure_media_processor.errors import AuditDamagedError, FileAccessError, MissingError, SmpError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _GENESIS = "0" * 64
@@ -27,6 +30,9 @@ _KEY_SIZE = 32
 _OBJECT_DIGITS = 32
 # A record has about 350 bytes; anything longer was not written by us.
 _MAX_RECORD = 4096
+# Appending takes milliseconds: who waits longer than this waits for something that hangs.
+_LOCK_TIMEOUT = 10.0
+_LOCK_PAUSE = 0.02
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "seq": int,
     "ts": str,
@@ -103,28 +109,64 @@ class AuditLog:
     path: Path
 
     @contextmanager
-    def operation(self, action: str) -> Iterator[Operation]:
-        """Record `action` when the block ends, with its outcome. That the log can be written is checked before.
+    def operation(self, action: str, *, on_failure: Callable[[SmpError], None] | None = None) -> Iterator[Operation]:
+        """Record `action` when the block ends, with its outcome.
+
+        Before the block begins everything is checked that a record needs: key, modes, lock, the end of the chain. What can go
+        wrong after that (a disk that fills up meanwhile) is reported as "done, but not recorded".
+
+        Args:
+            action: Such as "encrypt".
+            on_failure: Told of an error of the log, which is then not raised.
 
         Raises:
-            FileAccessError, NoSpaceError: the log cannot be written.
+            SmpError: the log cannot be written; its subclasses say why.
         """
         operation = Operation()
-        with self._open():
-            pass
+        try:
+            self.check()
+        except SmpError as error:
+            if on_failure is None:
+                raise
+            on_failure(error)
         try:
             yield operation
         except BaseException as error:
-            self.append(action, operation.object, error.code if isinstance(error, SmpError) else type(error).__name__)
+            try:
+                self.append(action, operation.object, _outcome(error))
+            except SmpError as unrecorded:  # what went wrong first is what the user must hear of
+                if on_failure is not None:
+                    on_failure(unrecorded)
+                error.add_note(f"not recorded: {unrecorded}")
             raise
-        self.append(action, operation.object, "ok")
+        try:
+            self.append(action, operation.object, "ok")
+        except SmpError as error:
+            if on_failure is None:
+                raise type(error)(f"{action} was done, but not recorded: {error}", hint=error.hint) from error
+            on_failure(error)
+
+    def check(self) -> None:
+        """Make sure that a record can be appended now. Raises as append."""
+        with self._open() as file:
+            self._key(file)
+            self._last(file)
 
     def append(self, action: str, item: bytes | None, outcome: str) -> Record:
-        """Append a record and sync it to disk."""
-        keyed = None if item is None else self.object_id(item)
-        with os_errors(f"write the audit log {self.path}"), self._open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            last = self._repair_end(file)
+        """Append a record and sync it to disk.
+
+        Raises:
+            FileAccessError, NoSpaceError: the log cannot be written.
+            KeyExposedError: others can write the log or read its key.
+            AuditDamagedError: the end of the chain was changed, or the key is gone.
+            TransientError: another process holds the log for longer than ten seconds.
+        """
+        with self._open() as file, os_errors(f"write the audit log {self.path}"):
+            keyed = None if item is None else _keyed(self._key(file), item)
+            last, cut = self._last(file)
+            if cut is not None:
+                file.truncate(cut)
+                last = _append(file, last, "audit.recover", None, "ok")
             return _append(file, last, action, keyed, outcome)
 
     def records(self) -> Iterator[Record]:
@@ -133,10 +175,15 @@ class AuditLog:
         Raises:
             AuditDamagedError: a record was changed, removed, inserted or moved.
         """
-        if not self.path.exists():
+        try:
+            with os_errors(f"read the audit log {self.path}"):
+                file = self.path.open("rb")
+        except MissingError:
+            if self._key_path.exists():
+                raise AuditDamagedError(f"there was an audit log {self.path}, and it is gone") from None
             return
         previous = None
-        with os_errors(f"read the audit log {self.path}"), self.path.open("rb") as file:
+        with file, os_errors(f"read the audit log {self.path}"):
             for number, line in enumerate(iter(lambda: file.readline(_MAX_RECORD), b""), start=1):
                 if len(line) < _MAX_RECORD and not line.endswith(b"\n"):
                     return  # cut short by a crash and never acknowledged; the next append removes it
@@ -150,7 +197,7 @@ class AuditLog:
             AuditDamagedError: see records; or the log is shorter than `expected`, or was written anew.
         """
         head = Head(0, _GENESIS)
-        seen = expected is None
+        seen = expected in (None, head)
         for record in self.records():
             head = Head(record.seq, record.hash)
             seen = seen or head == expected
@@ -158,57 +205,94 @@ class AuditLog:
             raise AuditDamagedError(f"the audit log does not hold the head {expected}: it was cut or written anew")
         return head
 
-    def object_id(self, item: bytes) -> str:
-        """Return the keyed id under which `item` stands in this log."""
-        return hmac.digest(self._key(), item, sha256).hex()[:_OBJECT_DIGITS]
+    def object_id(self, item: bytes) -> str | None:
+        """Return the keyed id under which `item` stands in this log; None if there is no log yet."""
+        try:
+            with os_errors(f"read the audit log {self.path}"), self.path.open("rb", buffering=0) as file:
+                return _keyed(self._key(file), item)
+        except MissingError:
+            return None
 
-    def _key(self) -> bytes:
-        path = self.path.with_name("audit.key")
-        make_private_folder(self.path.parent)
-        if not path.exists():
-            try:
-                write_file(path, secrets.token_bytes(_KEY_SIZE))
-            except ExistsError:  # another process made it just now
-                pass
-        with os_errors(f"read {path}"):
-            refuse_exposed(path, path.stat().st_mode)
-            key = path.read_bytes()
+    @property
+    def _key_path(self) -> Path:
+        return self.path.with_name("audit.key")
+
+    def _key(self, file: FileIO) -> bytes:
+        """Return the key of the log that is open as `file`. It is made with the log, and only then."""
+        path = self._key_path
+        try:
+            with os_errors(f"read {path}"), path.open("rb", buffering=0) as key_file:
+                refuse_exposed(path, os.fstat(key_file.fileno()).st_mode)
+                key = key_file.read(_KEY_SIZE + 1)
+        except MissingError:
+            if os.fstat(file.fileno()).st_size:
+                raise AuditDamagedError(f"the key of the audit log, {path}, is gone") from None
+            key = secrets.token_bytes(_KEY_SIZE)
+            write_file(path, key)
         if len(key) != _KEY_SIZE:
             raise AuditDamagedError(f"{path} is not an audit key")
         return key
 
     @contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
+    def _open(self) -> Iterator[FileIO]:
+        """Open the log for appending, alone; it is made if it is not there."""
         make_private_folder(self.path.parent)
         with os_errors(f"write the audit log {self.path}"):
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(self.path, flags, PRIVATE_FILE)
-        with open(descriptor, "r+b", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = FileIO(os.open(self.path, flags, PRIVATE_FILE), "r+")
+        with file:
+            mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise FileAccessError(f"the audit log {self.path} is not a file", hint="name a file in the setting audit_log")
+            refuse_exposed(self.path, mode)
+            self._lock(file)
             yield file
 
-    def _repair_end(self, file: BinaryIO) -> Record | None:
-        """Return the last record. A line that a crash cut short is taken away, and that is recorded."""
-        size = file.seek(0, os.SEEK_END)
-        start = file.seek(max(0, size - 2 * _MAX_RECORD))
-        tail = file.read(2 * _MAX_RECORD)
+    def _lock(self, file: FileIO) -> None:
+        deadline = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TransientError(f"the audit log {self.path} is held by another process") from None
+                time.sleep(_LOCK_PAUSE)
+            else:
+                return
+
+    def _last(self, file: FileIO) -> tuple[Record | None, int | None]:
+        """Return the last record, and where to cut the file if a crash left part of a line after it."""
+        with os_errors(f"read the audit log {self.path}"):
+            size = file.seek(0, os.SEEK_END)
+            start = file.seek(max(0, size - 2 * _MAX_RECORD))
+            tail = file.read(2 * _MAX_RECORD)
         complete = tail[: tail.rfind(b"\n") + 1]
         last = _last_record(complete)
         if last is None and (start > 0 or complete):
-            raise AuditDamagedError("the end of the audit log cannot be read")
-        if len(complete) < len(tail):
-            file.truncate(start + len(complete))
-            last = _append(file, last, "audit.recover", None, "ok")
-        return last
+            raise AuditDamagedError(f"the end of the audit log {self.path} was changed")
+        return last, start + len(complete) if len(complete) < len(tail) else None
+
+
+def _outcome(error: BaseException) -> str:
+    """Return how an error stands in the log: by its code, never by its text."""
+    if isinstance(error, SmpError):
+        return error.code
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit | BrokenPipeError)
+    return "SMP-INTERRUPTED" if stopped else "SMP-INTERNAL"
+
+
+def _keyed(key: bytes, item: bytes) -> str:
+    return hmac.digest(key, item, sha256).hex()[:_OBJECT_DIGITS]
 
 
 def _last_record(lines: bytes) -> Record | None:
     try:
         return Record.parse(lines.splitlines()[-1])
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, RecursionError):
         return None
 
 
-def _append(file: BinaryIO, last: Record | None, action: str, item: str | None, outcome: str) -> Record:
+def _append(file: FileIO, last: Record | None, action: str, item: str | None, outcome: str) -> Record:
     fields: dict[str, object] = {
         "seq": last.seq + 1 if last else 1,
         "ts": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",

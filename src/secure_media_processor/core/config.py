@@ -1,29 +1,31 @@
 """Settings: flags > environment SMP_* > project file smp.toml > user file > defaults.
 
-A project file is read from the working directory only, and only if it belongs to this user (or root) and nobody else may write
-it: a setting names folders of keys, and a file that came with somebody's data must not choose those.
+A project file is read from the working directory only, and only after its user has said `smp config trust` to its contents:
+a setting names keys and logs, and a file that came with somebody's data must not choose those.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from secure_media_processor.core.files import os_errors
-from secure_media_processor.errors import ConfigError
+from secure_media_processor.core.files import make_private_folder, open_source, os_errors, read_full, write_file
+from secure_media_processor.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _APP = "secure-media-processor"
 _PROJECT_FILE = "smp.toml"
@@ -32,11 +34,28 @@ _MAX_CONFIG = 64 * 1024
 _PATHS = {"keystore", "key_file", "audit_log"}
 
 
+def _not_empty(value: object) -> object:
+    if value == "" or (isinstance(value, str) and "\0" in value):
+        raise ValueError("it is not a path")
+    return value
+
+
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except (RuntimeError, FileNotFoundError):  # no such user, no home, or the working directory is gone
+        raise ValueError("it cannot be made an absolute path") from None
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+
+
+def _home(find: Callable[[str], Path], name: str) -> Path:
+    try:
+        return find(_APP) / name
+    except RuntimeError:
+        hint = "set HOME, or the settings keystore and audit_log"
+        raise ConfigError("this user has no home folder", hint=hint) from None
 
 
 class Settings(BaseSettings):
@@ -45,7 +64,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True, validate_default=True)
 
     keystore: AbsolutePath = Field(
-        default_factory=lambda: platformdirs.user_data_path(_APP) / "keys",
+        default_factory=lambda: _home(platformdirs.user_data_path, "keys"),
         description="Folder of the keys.",
     )
     key_file: AbsolutePath | None = Field(
@@ -53,7 +72,7 @@ class Settings(BaseSettings):
         description="Key file to use instead of the keystore.",
     )
     audit_log: AbsolutePath = Field(
-        default_factory=lambda: platformdirs.user_state_path(_APP) / "audit.jsonl",
+        default_factory=lambda: _home(platformdirs.user_state_path, "audit.jsonl"),
         description="File of the audit log; its key lies beside it.",
     )
     audit_on_failure: Literal["stop", "warn"] = Field(
@@ -87,19 +106,23 @@ class Loaded:
 
 def user_file() -> Path:
     """Return where the user's own settings are looked for."""
-    return platformdirs.user_config_path(_APP) / "config.toml"
+    return _home(platformdirs.user_config_path, "config.toml")
 
 
 def load(flags: Mapping[str, Any] | None = None) -> Loaded:
     """Read all sources.
 
     Raises:
-        ConfigError: an unknown setting, a value that does not fit, or a project file that cannot be trusted.
+        ConfigError: an unknown setting, a value that does not fit, or a project file that is not trusted.
     """
-    environment = EnvSettingsSource(Settings)()
+    environment = EnvSettingsSource(Settings, env_ignore_empty=True)()
     layers: list[tuple[str, Mapping[str, Any]]] = [("flag", flags or {}), ("environment", environment)]
-    files = (Path.cwd() / _PROJECT_FILE, user_file())
-    layers += [(str(path), _read(path)) for path in files if path.is_file()]
+    for path, needs_trust in ((project_file(), True), (user_file(), False)):
+        data = _data(path)
+        if data is not None:
+            if needs_trust:
+                _refuse_untrusted(path, data)
+            layers.append((str(path), _parse(path, data)))
     values: dict[str, Any] = {}
     origins = dict.fromkeys(Settings.model_fields, "default")
     for origin, layer in reversed(layers):
@@ -109,9 +132,34 @@ def load(flags: Mapping[str, Any] | None = None) -> Loaded:
         settings = Settings(**values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name} ({origins.get(name, 'unknown')}): {first['msg']}") from None
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            raise _unknown_setting(name, origins[name]) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"the setting {name} ({origins[name]}) does not fit: {problem[:1].lower()}{problem[1:]}") from None
     return Loaded(settings, origins, tuple(origin for origin, layer in layers if layer))
+
+
+def project_file() -> Path:
+    """Return where the settings of the working directory are looked for."""
+    with os_errors("find the working directory"):
+        return Path.cwd() / _PROJECT_FILE
+
+
+def trust(path: Path) -> None:
+    """Let the project file `path` be read from now on, as long as its contents are what they are now.
+
+    Raises:
+        MissingError: there is no such file.
+        ConfigError: it is no settings file.
+    """
+    data = _data(path)
+    if data is None:
+        raise MissingError(f"there is no file {path}")
+    _parse(path, data)
+    trusted = _trusted() | {str(path): sha256(data).hexdigest()}
+    make_private_folder(_trust_file().parent)
+    write_file(_trust_file(), json.dumps(trusted, indent=1, sort_keys=True).encode(), overwrite=True)
 
 
 @cache
@@ -150,25 +198,63 @@ def _origin(layer: str, name: str) -> str:
     return f"environment {_ENV_PREFIX}{name.upper()}" if layer == "environment" else layer
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the settings in the TOML file `path`; relative paths in it count from its folder."""
-    with os_errors(f"read {path}"), path.open("rb") as file:
+def _trust_file() -> Path:
+    return user_file().with_name("trusted.json")
+
+
+def _trusted() -> dict[str, str]:
+    """Return path → SHA-256 of the project files that the user trusts. What cannot be read trusts nobody."""
+    data = _data(_trust_file())
+    try:
+        trusted = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return trusted if isinstance(trusted, dict) else {}
+
+
+def _refuse_untrusted(path: Path, data: bytes) -> None:
+    if _trusted().get(str(path)) != sha256(data).hexdigest():
+        hint = "read it; if you agree with what it says, `smp config trust`; if not, work in another folder"
+        raise ConfigError(f"{path} is new or was changed, and you have not said that you trust it", hint=hint)
+
+
+def _data(path: Path) -> bytes | None:
+    """Return the contents of a settings file; None if there is none. Refuses what other users may change."""
+    try:
+        file = open_source(path)
+    except MissingError:
+        return None
+    with file, os_errors(f"read {path}"):
         status = os.fstat(file.fileno())
-        data = file.read(_MAX_CONFIG + 1)
+        buffer = bytearray(_MAX_CONFIG + 1)
+        size = read_full(file, memoryview(buffer))
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         hint = f"check what is in it, then make it yours alone: chown it and chmod go-w {path}"
         raise ConfigError(f"{path} belongs to, or can be changed by, another user", hint=hint)
-    if len(data) > _MAX_CONFIG:
+    if size > _MAX_CONFIG:
         raise ConfigError(f"{path} is too large for a settings file")
+    return bytes(buffer[:size])
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the settings in a TOML file; relative paths in it count from its folder."""
     try:
         values = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    unknown = sorted(set(values) - set(Settings.model_fields))
-    if unknown:
-        raise ConfigError(f"{path} has a setting that does not exist: {unknown[0]}")
+        hint = "each line is NAME = VALUE; texts stand in quotation marks"
+        raise ConfigError(f"{path} is not valid TOML: {error}", hint=hint) from None
+    for name in values:
+        if name not in Settings.model_fields:
+            raise _unknown_setting(name, str(path))
     return {name: _from_folder(name, value, path.parent) for name, value in values.items()}
 
 
+def _unknown_setting(name: str, origin: str) -> ConfigError:
+    hint = f"the settings are {', '.join(Settings.model_fields)}"
+    return ConfigError(f"there is no setting {name} ({origin})", hint=hint)
+
+
 def _from_folder(name: str, value: Any, folder: Path) -> Any:
-    return folder / Path(value).expanduser() if name in _PATHS and isinstance(value, str) else value
+    if name not in _PATHS or not isinstance(value, str) or not value or value.startswith("~"):
+        return value
+    return str(folder / value)

@@ -43,6 +43,7 @@ _UNUSED_STANZA = 0
 
 _TRAILER_BLOCK = 512
 MAX_TRAILER = 4096
+MAX_INTEGER = 2**63 - 1
 _TRAILER_END = struct.Struct(">II4s")
 TRAILER_MAGIC = b"SMT1"
 _MAX_NAME = 512  # bytes of UTF-8: twice the longest name on Linux; six times that, escaped, still fits the trailer
@@ -243,19 +244,16 @@ def ends_like_payload(plaintext: bytes) -> list[int]:
 
 
 def _text(fields: dict[str, object], key: str) -> str | None:
+    """Return a string; None if there is none, or something else in its place."""
     value = fields.get(key)
-    if value is not None and not isinstance(value, str):
-        raise TypeError(key)
-    return value
+    return value if isinstance(value, str) else None
 
 
 def _integer(fields: dict[str, object], key: str) -> int | None:
+    """Return an integer from 0 to 2⁶³-1; None if there is none, or something else in its place."""
     value = fields.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise TypeError(key)
-    return value
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_INTEGER
+    return value if isinstance(value, int) and usable else None
 
 
 def _header_mac(file_key: bytes, unsigned: bytes) -> bytes:

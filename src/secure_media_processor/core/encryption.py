@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secure_media_processor.core.container import (
     FILE_KEY_SIZE,
     LEAD_SIZE,
+    MAX_INTEGER,
     Header,
     Original,
     build_header,
@@ -22,16 +26,15 @@ from secure_media_processor.core.container import (
     new_prefix,
     parse_header,
 )
-from secure_media_processor.core.files import atomic_write, open_source, os_errors, refuse_same_file
-from secure_media_processor.core.payload import Progress, decrypt_payload, encrypt_payload, read_full
+from secure_media_processor.core.files import atomic_write, open_source, os_errors, read_full, refuse_same_file
+from secure_media_processor.core.payload import Progress, decrypt_payload, encrypt_payload
 from secure_media_processor.core.recipients import unwrap_file_key
-from secure_media_processor.errors import TruncatedError
+from secure_media_processor.errors import IntegrityError, TruncatedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from io import FileIO
+    from collections.abc import Callable, Iterator, Sequence
 
-    from secure_media_processor.core.payload import Sink, Source
+    from secure_media_processor.core.files import Sink, Source
     from secure_media_processor.core.recipients import Identity, Recipient
 
 SUFFIX = ".smp"
@@ -99,8 +102,14 @@ def encrypt_stream(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Container:
-    """Encrypt `source`, read to its end, into `sink`. As encrypt_file, for pipes and memory."""
-    return _encrypt(source, sink, recipients, _NO_FACTS, progress)
+    """Encrypt `source`, read to its end, into `sink`. As encrypt_file, for pipes and memory.
+
+    If `source` is an open regular file, its name and modification time are recorded as encrypt_file does.
+    """
+    facts = _NO_FACTS
+    if isinstance(source, FileIO) and isinstance(source.name, str):
+        facts = _facts(Path(source.name), source)
+    return _encrypt(source, sink, recipients, facts, progress)
 
 
 def decrypt_file(
@@ -122,7 +131,7 @@ def decrypt_file(
     source, target = Path(source), Path(target)
     with open_source(source) as data:
         refuse_same_file(source, target)
-        with atomic_write(target, overwrite=overwrite) as output:
+        with atomic_write(target, overwrite=overwrite) as output, _about(source):
             container = decrypt_stream(_Named(data, source), output, identities, progress=progress)
             if container.original.mtime_ns is not None:
                 output.flush()
@@ -157,17 +166,27 @@ def verify_file(
 ) -> Container:
     """Read the encrypted file `source` to its end and check every byte, as decrypt_file does; write nothing."""
     source = Path(source)
-    with open_source(source) as data:
+    with open_source(source) as data, _about(source):
         return decrypt_stream(_Named(data, source), None, identities, progress=progress)
 
 
 def read_file_id(source: Path | str) -> bytes:
     """Return the 16-byte file id of the encrypted file `source`, not authenticated. Raises IntegrityError if it is none."""
-    with open_source(Path(source)) as data:
-        return _read_header(_Named(data, Path(source))).file_id
+    source = Path(source)
+    with open_source(source) as data, _about(source):
+        return _read_header(_Named(data, source)).file_id
 
 
 _NO_FACTS = Original(size=0, sha256="")
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Say in an error about the contents of a file which file it is."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise type(error)(f"{path}: {error}", hint=error.hint) from error
 
 
 def _encrypt(
@@ -186,10 +205,13 @@ def _encrypt(
 
 def _facts(path: Path, file: FileIO) -> Original:
     """Return what is known of a file before it is read."""
-    mtime_ns = os.fstat(file.fileno()).st_mtime_ns
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        return _NO_FACTS  # the name of a pipe says nothing of what comes through it
+    mtime_ns = status.st_mtime_ns if 0 <= status.st_mtime_ns <= MAX_INTEGER else None
     suffixes = path.name.lower().removesuffix(".gz")
     media_type = "application/x-nifti" if suffixes.endswith(".nii") else _MEDIA_TYPES.get(path.suffix.lower())
-    return Original(size=0, sha256="", name=path.name, mtime_ns=max(mtime_ns, 0), media_type=media_type)
+    return Original(size=0, sha256="", name=path.name, mtime_ns=mtime_ns, media_type=media_type)
 
 
 def _read_header(source: Source) -> Header:

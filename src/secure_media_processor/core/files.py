@@ -1,8 +1,10 @@
 """Reading and writing files so that nothing half-written is ever seen.
 
 A new file is written without a name (``O_TMPFILE``), synced, and only then linked into its folder: a kill at any moment, even
-``kill -9`` or a power cut, leaves the target absent or as it was, and no temporary file. Where the file system cannot do that
-(NFS, FAT), a hidden file in the same folder takes its place and is removed on every error.
+``kill -9`` or a power cut, leaves the target absent or as it was, and no temporary file. (When an existing file is replaced
+there is an instant, between two system calls, in which the complete new file has a hidden name.) Where a file system cannot
+do that, as NFS and FAT, a hidden file in the same folder takes its place; it is removed on every error and signal but ``kill
+-9``.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from secure_media_processor.errors import (
     ExistsError,
@@ -37,6 +39,20 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What open(O_TMPFILE) says where it is not supported; EISDIR comes from kernels older than 3.11.
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+
+class Source(Protocol):
+    """What can be read from: a file, a pipe, a buffer in memory."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill `buffer` from its start and return the number of bytes, 0 at the end."""
+
+
+class Sink(Protocol):
+    """What can be written to. It takes everything it is given, or raises."""
+
+    def write(self, data: memoryview | bytes, /) -> object:
+        """Write all of `data`."""
 
 
 def smp_error_from(error: OSError, what: str) -> SmpError:
@@ -88,21 +104,42 @@ def open_source(path: Path) -> FileIO:
     return handle
 
 
+def read_full(source: Source, buffer: memoryview) -> int:
+    """Fill `buffer` from `source` and return the number of bytes: fewer than its length only at the end."""
+    filled = 0
+    while filled < len(buffer):
+        count = source.readinto(buffer[filled:])
+        if count is None:  # a non-blocking source with nothing to give is not at its end
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        if count == 0:
+            break
+        filled += count
+    return filled
+
+
 def refuse_same_file(source: Path, target: Path) -> None:
     """Raise SameFileError if `target` is `source`: by another spelling, a symbolic link or a hard link."""
-    with suppress(FileNotFoundError, NotADirectoryError):
-        if source.resolve() == target.resolve() or source.samefile(target):
-            raise SameFileError(f"input and output are the same file: {target}")
+    with os_errors(f"write {target}"):
+        try:
+            same = source.resolve() == target.resolve() or source.samefile(target)
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        except RuntimeError:  # what Python 3.11 says of a loop of links
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+    if same:
+        raise SameFileError(f"input and output are the same file: {target}")
 
 
 def make_private_folder(path: Path) -> None:
-    """Create the folder `path`, readable by its owner only, and its parents, if it is not there."""
-    try:
-        with os_errors(f"make the folder {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-    except ExistsError:
-        raise FileAccessError(f"cannot make the folder {path}: a file stands in its place") from None
+    """Create the folder `path`, and those above it that are missing, readable by their owner only."""
+    with os_errors(f"make the folder {path}"):
+        missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+        for folder in reversed(missing):
+            try:
+                folder.mkdir(mode=PRIVATE_FOLDER)
+            except FileExistsError:
+                if not folder.is_dir():  # else another process was quicker
+                    raise FileAccessError(f"cannot make the folder {folder}: a file stands in its place") from None
 
 
 @contextmanager
@@ -117,11 +154,7 @@ def atomic_write(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
         NoSpaceError, FileAccessError, MissingError: as the system says.
     """
     with os_errors(f"write {target}"):
-        is_folder = target.is_dir()
-    if is_folder:
-        raise FileAccessError(f"cannot write {target}: it is a folder", hint="name a file with -o")
-    if not overwrite and os.path.lexists(target):
-        raise ExistsError(f"{target} exists already")
+        _refuse_unwritable(target, overwrite=overwrite)
     with os_errors(f"write {target}"):
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -136,43 +169,61 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> None:
         file.write(data)
 
 
+def _refuse_unwritable(target: Path, *, overwrite: bool) -> None:
+    """Refuse a folder, a device or a pipe, and what exists unless it may be replaced."""
+    if target.is_dir():
+        raise FileAccessError(f"cannot write {target}: it is a folder", hint="name a file with -o")
+    if not os.path.lexists(target):
+        return
+    mode = target.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+        raise FileAccessError(f"cannot replace {target}: it is a device or a pipe", hint=f"use -o - > {target}")
+    if not overwrite:
+        raise ExistsError(f"{target} exists already")
+
+
 def _write_into(folder: int, name: str, *, overwrite: bool) -> Iterator[BinaryIO]:
-    descriptor, temporary = _create(folder)
+    # The name is chosen before it is used, so that whatever interrupts us finds it here and can remove the file.
+    temporary = f".{secrets.token_hex(8)}.smp-part"
     try:
+        descriptor, named = _create(folder, temporary)
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor has no path
             yield file
             file.flush()
             os.fsync(descriptor)
-            if temporary is None:
-                temporary = _give_name(descriptor, folder, name, overwrite=overwrite)
-        if temporary is not None:
+            if not named:
+                named = _give_name(descriptor, folder, name, temporary, overwrite=overwrite)
+        if named:
             _rename(temporary, name, folder, overwrite=overwrite)
-            temporary = None
-        os.fsync(folder)
+        _sync_folder(folder)
     finally:
-        if temporary is not None:
+        with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=folder)
 
 
-def _create(folder: int) -> tuple[int, str | None]:
-    """Return a descriptor of a new file in `folder` and its name there, None where it could be made without one."""
+def _sync_folder(folder: int) -> None:
+    """Sync the folder, so that the new name outlives a power cut. Some network file systems refuse, and sync by themselves."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+
+
+def _create(folder: int, temporary: str) -> tuple[int, bool]:
+    """Return a descriptor of a new file in `folder`, and whether it had to be given the name `temporary`."""
     try:
         # The descriptor's own path names its folder even if that is moved or replaced meanwhile.
-        return os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE), None
+        return os.open(f"/proc/self/fd/{folder}", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, PRIVATE_FILE), False
     except OSError as error:
         if error.errno not in _NO_TMPFILE:
             raise
-    name = _temporary_name()
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(name, flags, PRIVATE_FILE, dir_fd=folder), name
+    return os.open(temporary, flags, PRIVATE_FILE, dir_fd=folder), True
 
 
-def _temporary_name() -> str:
-    return f".{secrets.token_hex(8)}.smp-part"
-
-
-def _give_name(descriptor: int, folder: int, name: str, *, overwrite: bool) -> str | None:
-    """Link the nameless file as `name`; if that exists and may be replaced, as a temporary name, which is returned."""
+def _give_name(descriptor: int, folder: int, name: str, temporary: str, *, overwrite: bool) -> bool:
+    """Link the nameless file as `name`. If that exists and may be replaced, link it as `temporary` and return True."""
     path = f"/proc/self/fd/{descriptor}"
     try:
         # dir_fd makes Python call linkat with AT_SYMLINK_FOLLOW, which plain link() would not do.
@@ -180,10 +231,9 @@ def _give_name(descriptor: int, folder: int, name: str, *, overwrite: bool) -> s
     except FileExistsError:
         if not overwrite:
             raise
-        temporary = _temporary_name()
         os.link(path, temporary, dst_dir_fd=folder, follow_symlinks=True)
-        return temporary
-    return None
+        return True
+    return False
 
 
 def _rename(temporary: str, name: str, folder: int, *, overwrite: bool) -> None:
@@ -197,8 +247,6 @@ def _rename(temporary: str, name: str, folder: int, *, overwrite: bool) -> None:
             raise
         _refuse_existing(name, folder)
         os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-        return
-    os.unlink(temporary, dir_fd=folder)
 
 
 def _refuse_existing(name: str, folder: int) -> None:

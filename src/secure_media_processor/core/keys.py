@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 
 from secure_media_processor.core import bech32
 from secure_media_processor.core.container import Stanza, derive
-from secure_media_processor.core.files import open_source, os_errors, write_file
+from secure_media_processor.core.files import open_source, os_errors, read_full, write_file
 from secure_media_processor.core.recipients import KEY_FILE_STANZA, KEY_ID_SIZE
 from secure_media_processor.errors import (
     HeaderDamagedError,
@@ -51,15 +51,19 @@ class SymmetricKey:
         return cls(secrets.token_bytes(_KEY_SIZE))
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read the key file `path`.
+    def load(cls, path: Path | str, *, exposed: bool = False) -> Self:
+        """Read the key file `path`; with `exposed`, even one that other users can read, such as a copy on a USB stick.
 
         Raises:
             KeyMissingError: there is no such file.
             KeyExposedError: others than its owner may read or change it.
             KeyDamagedError: it does not hold exactly one sound key.
         """
-        return cls.from_text(_read_private(Path(path)))
+        path = Path(path)
+        try:
+            return cls.from_text(_read_private(path, exposed=exposed))
+        except KeyDamagedError as error:
+            raise KeyDamagedError(f"{path}: {error}") from None
 
     @classmethod
     def from_text(cls, text: str) -> Self:
@@ -127,15 +131,17 @@ def refuse_exposed(path: Path, mode: int) -> None:
         raise KeyExposedError(f"{path} is open to other users (mode {mode & 0o777:03o})", hint=f"chmod {fix} {path}")
 
 
-def _read_private(path: Path) -> str:
-    """Return the text of a small file that nobody but its owner may touch."""
+def _read_private(path: Path, *, exposed: bool) -> str:
+    """Return the text of a small file that, unless `exposed`, nobody but its owner may touch."""
     try:
         file = open_source(path)
     except MissingError:
         raise KeyMissingError(f"there is no key file {path}") from None
     with file, os_errors(f"read {path}"):
-        refuse_exposed(path, os.fstat(file.fileno()).st_mode)
-        data = file.read(_MAX_KEY_FILE + 1) or b""
-    if len(data) > _MAX_KEY_FILE:
-        raise KeyDamagedError(f"{path} is too large to be a key file")
-    return data.decode("ascii", "replace")
+        if not exposed:
+            refuse_exposed(path, os.fstat(file.fileno()).st_mode)
+        buffer = bytearray(_MAX_KEY_FILE + 1)
+        size = read_full(file, memoryview(buffer))
+    if size > _MAX_KEY_FILE:
+        raise KeyDamagedError("it is too large to be a key file")
+    return buffer[:size].decode("ascii", "replace")

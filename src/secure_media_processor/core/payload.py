@@ -6,10 +6,8 @@ place and kind of damage after that class has refused a file.
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from secure_media_processor.core.container import TRAILER_MAGIC, Original, derive, ends_like_payload
+from secure_media_processor.core.files import read_full
 from secure_media_processor.core.hashing import Sha256Ring
 from secure_media_processor.errors import (
     ChecksumError,
@@ -28,6 +27,8 @@ from secure_media_processor.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from secure_media_processor.core.files import Sink, Source
 
 _CHUNK = 16384
 _TAG = 16
@@ -42,20 +43,6 @@ _BLOCK = 16 * _CHUNK
 _SEALED_BLOCK = 16 * _SEALED_CHUNK
 
 
-class Source(Protocol):
-    """What can be read from: a file, a pipe, a buffer in memory."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill `buffer` from its start and return the number of bytes, 0 at the end."""
-
-
-class Sink(Protocol):
-    """What can be written to. It takes everything it is given, or raises."""
-
-    def write(self, data: memoryview | bytes, /) -> object:
-        """Write all of `data`."""
-
-
 @dataclass(slots=True)
 class Progress:
     """Tells a listener, if there is one, how many bytes have gone through."""
@@ -68,19 +55,6 @@ class Progress:
         self.done += size
         if self.listener is not None:
             self.listener(self.done)
-
-
-def read_full(source: Source, buffer: memoryview) -> int:
-    """Fill `buffer` from `source` and return the number of bytes: fewer than its length only at the end."""
-    filled = 0
-    while filled < len(buffer):
-        count = source.readinto(buffer[filled:])
-        if count is None:  # a non-blocking source with nothing to give is not at its end
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        if count == 0:
-            break
-        filled += count
-    return filled
 
 
 def encrypt_payload(

@@ -107,6 +107,14 @@ def test_usage_errors_have_the_form_of_all_errors(smp: Callable[..., Ran], args:
     assert part in ran.err
 
 
+@pytest.mark.parametrize("args", [[], ["key"], ["audit"], ["config"]])
+def test_no_command_at_all_shows_the_help(smp: Callable[..., Ran], args: list[str]) -> None:
+    ran = smp(*args)
+    assert (ran.code, ran.out) == (2, b"")
+    assert ran.err.startswith("Usage: smp ")
+    assert "\\n" not in ran.err
+
+
 def test_errors_as_json(smp: Callable[..., Ran], work: Path) -> None:
     ran = smp("decrypt", "absent.smp", "--json")
     assert ran.code == 7
@@ -127,7 +135,7 @@ def test_a_mistake_of_ours_shows_no_traceback_and_no_data(
     smp("key", "generate")
     ran = smp("encrypt", "in")
     assert ran.code == 1
-    said = r"smp: error: this should not have happened: RuntimeError at test_main.py:\d+ \[SMP-INTERNAL\]\nsmp: hint: [^\n]+\n"
+    said = r"smp: error: this should not have happened: RuntimeError at cli/crypto.py:\d+ \[SMP-INTERNAL\]\nsmp: hint: [^\n]+\n"
     assert re.fullmatch(said, ran.err)
     assert "Rowena" not in (work / os.environ["HOME"] / ".local/state/secure-media-processor/audit.jsonl").read_text()
 

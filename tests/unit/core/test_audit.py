@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 
 from conftest import left_in
 from secure_media_processor import AuditLog
+from secure_media_processor.core import audit
 from secure_media_processor.core.audit import Head
-from secure_media_processor.errors import AuditDamagedError, FileAccessError, KeyExposedError, WrongKeyError
+from secure_media_processor.errors import AuditDamagedError, FileAccessError, KeyExposedError, SmpError, WrongKeyError
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def test_records_say_who_what_when_and_nothing_else(log: AuditLog) -> None:
         raise KeyboardInterrupt
     records = list(log.records())
     assert [(r.seq, r.action, r.outcome) for r in records] == [
-        (1, "encrypt", "ok"), (2, "decrypt", "SMP-WRONG-KEY"), (3, "verify", "KeyboardInterrupt"),
+        (1, "encrypt", "ok"), (2, "decrypt", "SMP-WRONG-KEY"), (3, "verify", "SMP-INTERRUPTED"),
     ]  # fmt: skip
     assert records[0].object == log.object_id(b"an object")
     assert records[1].object is None
@@ -47,12 +50,20 @@ def test_records_say_who_what_when_and_nothing_else(log: AuditLog) -> None:
 
 def test_object_ids_need_the_key(work: Path) -> None:
     one, two = AuditLog(work / "1" / "audit.jsonl"), AuditLog(work / "2" / "audit.jsonl")
-    assert one.object_id(b"x") == one.object_id(b"x") != two.object_id(b"x")
+    assert one.object_id(b"x") is None
+    assert not (work / "1").exists()
+    for log in (one, two):
+        log.append("test", b"x", "ok")
+        assert log.object_id(b"x") == next(log.records()).object
+    assert one.object_id(b"x") != two.object_id(b"x")
 
 
 def test_an_empty_log_is_intact(log: AuditLog) -> None:
-    assert log.verify() == Head(0, "0" * 64)
+    empty = Head(0, "0" * 64)
+    assert log.verify() == log.verify(empty) == empty
     assert list(log.records()) == []
+    filled(log)
+    log.verify(empty)
 
 
 def filled(log: AuditLog, count: int = 6) -> list[bytes]:
@@ -158,6 +169,66 @@ def test_a_log_that_cannot_be_written_stops_the_work_before_it_begins(work: Path
         with pytest.raises(FileAccessError), AuditLog(path).operation("encrypt"):
             begun.append(path)
     assert not begun
+
+
+def test_a_log_that_is_gone_is_not_an_empty_one(log: AuditLog) -> None:
+    filled(log)
+    log.path.unlink()
+    with pytest.raises(AuditDamagedError, match="gone"):
+        log.verify()
+
+
+def test_a_lost_key_is_not_made_anew(log: AuditLog) -> None:
+    filled(log)
+    log.path.with_name("audit.key").unlink()
+    for act in (log.check, lambda: log.append("test", b"x", "ok"), lambda: log.object_id(b"x")):
+        with pytest.raises(AuditDamagedError, match="gone"):
+            act()
+
+
+@pytest.mark.parametrize("broken", ["key mode", "log mode", "end", "fifo", "locked", "folder"])
+def test_nothing_is_begun_that_could_not_be_recorded(
+    log: AuditLog, work: Path, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(log)
+    monkeypatch.setattr(audit, "_LOCK_TIMEOUT", 0.1)
+    with ExitStack() as stack:
+        match broken:
+            case "key mode":
+                log.path.with_name("audit.key").chmod(0o644)
+            case "log mode":
+                log.path.chmod(0o666)
+            case "end":
+                log.path.write_bytes(log.path.read_bytes()[:-3] + b'x"}\n')
+            case "fifo":
+                log.path.unlink()
+                os.mkfifo(log.path)
+            case "locked":
+                other = stack.enter_context(log.path.open("rb"))
+                fcntl.flock(other, fcntl.LOCK_EX)
+            case "folder":
+                log.path.unlink()
+                log.path.mkdir()
+        begun, told = [], []
+        with pytest.raises(SmpError), log.operation("test"):
+            begun.append(1)
+        assert not begun
+        with log.operation("test", on_failure=told.append):
+            begun.append(1)
+        assert begun
+        assert told
+
+
+def test_the_error_of_the_work_is_not_hidden_by_that_of_the_log(log: AuditLog) -> None:
+    with pytest.raises(WrongKeyError) as caught, log.operation("decrypt"):
+        log.path.chmod(0o666)
+        raise WrongKeyError("no key")
+    assert "not recorded" in caught.value.__notes__[0]
+
+
+def test_work_that_could_not_be_recorded_after_all_says_that_it_was_done(log: AuditLog) -> None:
+    with pytest.raises(KeyExposedError, match="encrypt was done, but not recorded"), log.operation("encrypt"):
+        log.path.chmod(0o666)
 
 
 def test_an_exposed_or_damaged_audit_key_is_refused(log: AuditLog) -> None:

@@ -6,6 +6,8 @@ import io
 import os
 import random
 import stat
+import subprocess
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from conftest import left_in
 from secure_media_processor import SymmetricKey, decrypt_file, decrypt_stream, encrypt_file, encrypt_stream, verify_file
 from secure_media_processor.core.container import Original, build_header, new_prefix
 from secure_media_processor.core.encryption import read_file_id
+from secure_media_processor.core.files import open_source
 from secure_media_processor.core.payload import Progress, encrypt_payload
 from secure_media_processor.errors import ChecksumError, KeyMissingError, WrongKeyError
 
@@ -76,6 +79,29 @@ def test_the_trailer_tells_of_the_original_and_the_copy_gets_its_time(work: Path
 def test_media_types(work: Path, key: SymmetricKey, name: str, media_type: str | None) -> None:
     Path(name).write_bytes(b"")
     assert encrypt_file(name, "out.smp", [key]).original.media_type == media_type
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 2**33, 13_569_465_600])
+def test_files_from_any_time_come_back(work: Path, key: SymmetricKey, seconds: int) -> None:
+    """A time that the format cannot hold is left out, never the file."""
+    Path("in").write_bytes(b"data")
+    os.utime("in", (seconds, seconds))
+    if Path("in").stat().st_mtime != seconds:
+        pytest.fail("this file system cannot hold the time; run the tests elsewhere")
+    recorded = encrypt_file("in", "in.smp", [key]).original.mtime_ns
+    assert recorded == (seconds * 10**9 if 0 <= seconds * 10**9 < 2**63 else None)
+    decrypt_file("in.smp", "out", [key])
+    assert Path("out").read_bytes() == b"data"
+
+
+def test_a_pipe_has_no_name_and_a_file_has_one_even_on_its_way_into_a_pipe(work: Path, key: SymmetricKey) -> None:
+    Path("in").write_bytes(b"data")
+    sealed = io.BytesIO()
+    with open_source(Path("in")) as source:
+        assert encrypt_stream(source, sealed, [key]).original.name == "in"
+    os.mkfifo("pipe")
+    with subprocess.Popen(["sh", "-c", "cat in > pipe"]):
+        assert encrypt_file("pipe", "out.smp", [key]).original == Original(4, sha256(b"data").hexdigest())
 
 
 def test_nothing_is_shared_between_equal_files(work: Path, key: SymmetricKey) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import independent_reader
-from conftest import left_in
 from secure_media_processor import Keystore, SymmetricKey
 from secure_media_processor.core import bech32
 from secure_media_processor.core.container import Stanza
@@ -116,6 +116,7 @@ def test_exposed_key_files_are_refused(work: Path, key: SymmetricKey, mode: int)
     with pytest.raises(KeyExposedError) as caught:
         SymmetricKey.load("k")
     assert caught.value.hint == "chmod 600 k"
+    assert SymmetricKey.load("k", exposed=True).secret == key.secret
 
 
 def test_key_files_that_are_none(work: Path) -> None:
@@ -124,7 +125,7 @@ def test_key_files_that_are_none(work: Path) -> None:
     for data in (b"", b"\xff\xfe\x00", b"#" * 5000):
         Path("k").write_bytes(data)
         Path("k").chmod(0o600)
-        with pytest.raises(KeyDamagedError):
+        with pytest.raises(KeyDamagedError, match="k: "):
             SymmetricKey.load("k")
     with pytest.raises(SmpError):
         SymmetricKey.load(work)
@@ -146,7 +147,7 @@ def test_stanzas_are_bound_to_key_and_file(key: SymmetricKey) -> None:
 def test_keystore_has_one_primary_and_keeps_the_rest(work: Path) -> None:
     store = Keystore(work / "store")
     assert store.entries() == []
-    with pytest.raises(KeyMissingError):
+    with pytest.raises(KeyMissingError, match="there is no key"):
         store.primary()
     first = store.generate()
     assert (work / "store").stat().st_mode & 0o777 == 0o700
@@ -155,34 +156,90 @@ def test_keystore_has_one_primary_and_keeps_the_rest(work: Path) -> None:
     assert not second.primary
     third = store.generate(primary=True)
     assert store.primary().id == third.id
-    readable = store.keys()
-    assert {key.id for key in readable} == {first.id, second.id, third.id}
-    assert sum(entry.primary for entry in store.entries()) == 1
+    assert [entry.id for entry in store.entries()] == sorted([first.id, second.id, third.id])
+    assert store.make_primary(second.id).primary
+    assert [entry.id for entry in store.entries() if entry.primary] == [second.id]
 
 
-def test_keystore_exports_and_remembers(work: Path) -> None:
+def test_a_keystore_whose_primary_is_lost_says_how_to_choose_one(work: Path) -> None:
     store = Keystore(work / "store")
     entry = store.generate()
-    assert entry.exported is None
-    store.export(entry.id, work / "copy.key")
-    assert SymmetricKey.load(work / "copy.key").secret == store.primary().secret
-    assert (store.entries()[0].exported or "").startswith("20")
+    for text in ("", "../../x", "0" * 16):
+        (work / "store" / "primary").write_text(text)
+        with pytest.raises(KeyMissingError, match="none of the keys") as caught:
+            store.primary()
+        assert "smp key primary ID" in caught.value.hint
+    (work / "store" / "primary").unlink()
+    assert not store.entries()[0].primary
+    assert store.make_primary(entry.id).primary
+
+
+def test_keys_are_found_by_the_beginning_of_their_id(work: Path) -> None:
+    store = Keystore(work / "store")
+    ids = [store.generate().id for _ in range(20)]
+    assert store.find(ids[0]).id == ids[0]
+    assert store.find(ids[0][:12]).id == ids[0]
+    for wrong in ("", "x", "0" * 17, "../"):
+        with pytest.raises(KeyMissingError):
+            store.find(wrong)
+    shared = next(digit for digit in "0123456789abcdef" if sum(i.startswith(digit) for i in ids) > 1)
+    with pytest.raises(KeyMissingError, match="several"):
+        store.find(shared)
+
+
+def test_a_keystore_opens_what_its_keys_open_and_reads_no_other(work: Path) -> None:
+    store = Keystore(work / "store")
+    first, second = store.generate(), store.generate()
+    stanza = store.load(first.id).wrap(bytes(32), bytes(28))
+    second.path.write_bytes(b"")
+    assert store.unwrap(stanza, bytes(28)) == bytes(32)
+    assert store.unwrap(SymmetricKey.generate().wrap(bytes(32), bytes(28)), bytes(28)) is None
+    assert store.unwrap(Stanza(9, stanza.body), bytes(28)) is None
+    with pytest.raises(KeyDamagedError, match=second.id):
+        store.load(second.id)
+
+
+def test_other_files_in_a_keystore_do_not_matter(work: Path) -> None:
+    store = Keystore(work / "store")
+    entry = store.generate()
+    for name in ("backup.key", "zero.key", "notes", f"{entry.id}.key~", "exported.json"):
+        (work / "store" / name).write_bytes(b"[" * 5000)
+    (work / "store" / "folder.key").mkdir()
+    assert [(e.id, e.exported) for e in store.entries()] == [(entry.id, None)]
+
+
+def test_a_key_that_is_there_is_not_added_again(work: Path) -> None:
+    store = Keystore(work / "store")
+    key = SymmetricKey.generate()
+    store.add(key)
     with pytest.raises(ExistsError):
-        store.export(entry.id, work / "copy.key")
-    with pytest.raises(KeyMissingError):
-        store.export("0" * 16, work / "other.key")
-    assert "other.key" not in left_in(work)
+        store.add(key)
+
+
+def _note(folder: Path, key_id: str) -> None:
+    Keystore(folder).note_export(key_id)
+
+
+def test_exports_noted_at_the_same_time_are_all_noted(work: Path) -> None:
+    store = Keystore(work / "store")
+    ids = [store.generate().id for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key_id: _note(work / "store", key_id), ids))
+    assert all(entry.exported for entry in store.entries())
 
 
 def test_keystores_that_cannot_be_trusted(work: Path) -> None:
     store = Keystore(work / "store")
     first, second = store.generate(), store.generate()
     first.path.write_bytes(second.path.read_bytes())
-    with pytest.raises(KeyDamagedError):
-        store.keys()
-    (work / "store" / "exported.json").write_text("[")
-    with pytest.raises(KeyDamagedError):
-        store.entries()
+    with pytest.raises(KeyDamagedError, match="not the one"):
+        store.load(first.id)
     (work / "store").chmod(0o755)
-    with pytest.raises(KeyExposedError):
-        store.entries()
+    for act in (store.entries, store.primary, store.generate):
+        with pytest.raises(KeyExposedError):
+            act()
+    (work / "file").write_bytes(b"")
+    with pytest.raises(SmpError):
+        Keystore(work / "file").entries()
+    with pytest.raises(SmpError):
+        Keystore(work / ("x" * 300)).generate()
