@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset
 
 from conftest import Ran, left_in
 from secure_media_processor.cloud.manager import ConnectorManager
@@ -42,7 +43,14 @@ def test_a_claim_that_does_not_hold_fails_the_demo(
     work: Path, smp: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     if broken == "a name survives":
-        monkeypatch.setattr(engine._Cleaner, "clean", lambda *_args, **_options: None)
+        real = engine.Deidentifier.deidentify
+
+        def leaky(self: engine.Deidentifier, dataset: Dataset) -> object:
+            actions = real(self, dataset)
+            dataset.PatientComments = "seen by Rowena"
+            return actions
+
+        monkeypatch.setattr(engine.Deidentifier, "deidentify", leaky)
     elif broken == "damage goes unnoticed":
         sync = ConnectorManager.verify
         first = []

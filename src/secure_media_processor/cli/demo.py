@@ -211,7 +211,9 @@ def _deidentify(demo: Demo, study: Path, clean: Path) -> DeidReport:
         step.files, step.size = len(report.written), _size(_files(study))
     done = report.actions
     step.shown = f"{done['X']} elements removed, {done['Z'] + done['D']} replaced, {done['U']} UIDs mapped"
-    step.held = len(report.written) == len(_files(study)) and not report.unreadable and not report.quarantined
+    step.held = (
+        len(report.written) == len(_files(study)) and not report.unreadable and not report.quarantined and not report.unwritten
+    )
     return report
 
 

@@ -7,14 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from secure_media_processor.cloud.connectors.base import read_blocks
-from secure_media_processor.cloud.digests import refuse_other
+from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
 from secure_media_processor.core.encryption import read_file_id
+from secure_media_processor.core.files import atomic_write
 from secure_media_processor.errors import (
+    FileAccessError,
     IntegrityError,
     MissingError,
     ObjectLostError,
@@ -25,7 +26,7 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
 
@@ -60,13 +61,8 @@ class StoredObject:
     key: str
     size: int
     """Bytes of ciphertext."""
-    sha256: str
-    """Of the ciphertext, 64 hexadecimal digits."""
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """The hashes as connectors take them."""
-        return {"sha256": self.sha256}
+    digests: Digests
+    """Of the ciphertext: SHA-256, and whatever else the stores report by themselves (cloud/digests.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +123,19 @@ class ConnectorManager:
         """
         path = Path(path)
         read_file_id(path)
-        item = _describe(path, secrets.token_hex(_KEY_BYTES))
-        outcomes = self._everywhere(lambda store: _put(store, item, read_blocks(path)))
-        status = ObjectStatus(item, outcomes)
-        written = [name for name, replica in outcomes.items() if replica.state is ReplicaState.INTACT]
-        if len(written) < self._quorum:
-            for name in written:
-                with suppress(SmpError):  # it cannot be helped, and the error below tells the rest
-                    self._connectors[name].delete(item.key)
-            reasons = "; ".join(f"{name}: {r.reason}" for name, r in outcomes.items() if r.reason)
-            raise QuorumError(f"{len(written)} of {len(outcomes)} stores took the object, {self._quorum} must ({reasons})")
-        return status
+        names = {"sha256"}.union(*(store.capabilities.native_digests for store in self._connectors.values()))
+        item = _describe(path, secrets.token_hex(_KEY_BYTES), names)
+        outcomes: dict[str, Replica] = {}
+        try:
+            outcomes = self._everywhere(lambda store: _put(store, item, read_blocks(path)))
+        finally:
+            written = sum(replica.state is ReplicaState.INTACT for replica in outcomes.values())
+            if written < self._quorum:
+                self._withdraw(item)
+        if written < self._quorum:
+            reasons = "; ".join(f"{name}: {replica.reason}" for name, replica in outcomes.items() if replica.reason)
+            raise QuorumError(f"{written} of {len(outcomes)} stores took the object, {self._quorum} must ({reasons})")
+        return ObjectStatus(item, outcomes)
 
     def verify(self, item: StoredObject) -> ObjectStatus:
         """Ask every store for its own digest of `item`. A store that cannot be asked is reported, never taken as empty."""
@@ -160,9 +158,7 @@ class ConnectorManager:
             raise _unavailable(item, reasons, may_return=unreachable)
         for name, replica in before.replicas.items():
             if replica.state in (ReplicaState.DAMAGED, ReplicaState.MISSING):
-                with suppress(SmpError):  # the check below reports what is still wrong, and why
-                    blocks = self._connectors[sources[0]].get(item.key)
-                    self._connectors[name].put(item.key, blocks, digests=item.digests, if_absent=False)
+                self._copy(item, sources, name)
         return self.verify(item)
 
     def fetch(self, item: StoredObject, path: Path | str, *, overwrite: bool = False) -> str:
@@ -174,15 +170,34 @@ class ConnectorManager:
             ExistsError, FileAccessError, NoSpaceError: `path` cannot be written.
         """
         reasons, may_return = [], False
-        for name, store in self._connectors.items():
+        with atomic_write(Path(path), overwrite=overwrite) as file:
+            for name, store in self._connectors.items():
+                file.seek(0)
+                file.truncate()
+                try:
+                    _copy_into(file, store, item)
+                except SmpError as error:  # of the store: what goes wrong with the file is no SmpError here
+                    reasons.append(f"{name}: {error}")
+                    may_return = may_return or error.retryable
+                else:
+                    return name
+            raise _unavailable(item, reasons, may_return=may_return)
+
+    def _copy(self, item: StoredObject, sources: Sequence[str], target: str) -> None:
+        """Copy `item` into the store `target` from the first of `sources` that gives it intact, if any does."""
+        for source in sources:
             try:
-                store.download_file(item.key, path, digests=item.digests, overwrite=overwrite)
-            except (IntegrityError, MissingError, TransientError) as error:
-                reasons.append(f"{name}: {error}")
-                may_return = may_return or error.retryable
-            else:
-                return name
-        raise _unavailable(item, reasons, may_return=may_return)
+                blocks = self._connectors[source].get(item.key)
+                self._connectors[target].put(item.key, blocks, digests=item.digests, if_absent=False)
+            except SmpError:  # the check after the repair reports what is still wrong, and why
+                continue
+            return
+
+    def _withdraw(self, item: StoredObject) -> None:
+        """Remove `item` from every store: one that gave no answer may have it all the same."""
+        for store in self._connectors.values():
+            with suppress(SmpError):  # it cannot be helped, and the error that led here tells the rest
+                store.delete(item.key)
 
     def _everywhere(self, act: Callable[[CloudConnector], Replica]) -> dict[str, Replica]:
         """Act on all stores at once. Errors of the tree become part of the answer; others are mistakes and are raised."""
@@ -196,12 +211,22 @@ def _unavailable(item: StoredObject, reasons: list[str], *, may_return: bool) ->
     return TransientError(message) if may_return else ObjectLostError(message)
 
 
-def _describe(path: Path, key: str) -> StoredObject:
-    hasher, size = sha256(), 0
+def _describe(path: Path, key: str, names: Iterable[str]) -> StoredObject:
+    """Return `path` as an object, with the digests `names`, computed in one pass."""
+    digester, size = Digester(names), 0
     for block in read_blocks(path):
-        hasher.update(block)
+        digester.update(block)
         size += len(block)
-    return StoredObject(key, size, hasher.hexdigest())
+    return StoredObject(key, size, digester.hexdigests())
+
+
+def _copy_into(file: BinaryIO, store: CloudConnector, item: StoredObject) -> None:
+    """Write `item` to `file` and check it on the way. Raises as get, and IntegrityError."""
+    digester = Digester(item.digests)
+    for block in store.get(item.key):
+        digester.update(block)
+        file.write(block)
+    refuse_other(digester.hexdigests(), item.digests)
 
 
 def _put(store: CloudConnector, item: StoredObject, source: Iterator[bytes]) -> Replica:
@@ -217,7 +242,7 @@ def _check(store: CloudConnector, item: StoredObject) -> Replica:
         refuse_other(store.native_digest(item.key), item.digests)
     except MissingError as error:
         return Replica(ReplicaState.MISSING, str(error))
-    except IntegrityError as error:
+    except (IntegrityError, FileAccessError) as error:
         return Replica(ReplicaState.DAMAGED, str(error))
     except SmpError as error:
         return Replica(ReplicaState.UNREACHABLE, str(error))

@@ -10,6 +10,7 @@ from secure_media_processor.errors import UsageError
 _MAX_KEY = 1024  # bytes of UTF-8; S3's limit, the lowest of the stores we know
 _MAX_SEGMENT = 255  # bytes; what file systems allow
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f"*:<>?\\|]')
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.smp-part")  # what core/files.py may leave behind after a kill
 _WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
@@ -48,7 +49,7 @@ def _segment_reason(segment: str) -> str | None:
         return f"a segment has more than {_MAX_SEGMENT} bytes"
     if _FORBIDDEN.search(segment):
         return "it holds a character that some store refuses"
-    if segment.startswith(".smp-"):
+    if segment.startswith(".smp-") or _TEMPORARY.fullmatch(segment):
         return "names that begin with .smp- are ours"
     if segment.endswith((".", " ")):
         return "a segment ends in a dot or a space"

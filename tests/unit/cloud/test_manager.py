@@ -16,6 +16,7 @@ from secure_media_processor.cloud.manager import ObjectState, ReplicaState, Stor
 from secure_media_processor.errors import (
     CredentialsError,
     ExistsError,
+    FileAccessError,
     MissingError,
     NoSpaceError,
     NotEncryptedError,
@@ -82,7 +83,7 @@ def test_an_object_goes_everywhere_under_a_random_name(stores: dict[str, Failing
     assert first.state is second.state is ObjectState.FULL
     assert first.object.key != second.object.key
     assert len(first.object.key) == 32
-    assert first.object.sha256 == sha256(container.read_bytes()).hexdigest()
+    assert first.object.digests == {"sha256": sha256(container.read_bytes()).hexdigest()}
     for store in stores.values():
         assert b"".join(store.get(first.object.key)) == container.read_bytes()
     assert manager.fetch(first.object, work / "out.smp") == "one"
@@ -162,11 +163,11 @@ def test_a_store_that_does_not_answer_is_never_taken_as_empty(stores: dict[str, 
 
 
 def test_bytes_that_change_on_the_way_are_not_copied(stores: dict[str, Failing], container: Path) -> None:
-    """The source of a repair says it is intact and delivers other bytes: nothing false is stored."""
+    """The sources of a repair say they are intact and deliver other bytes: nothing false is stored."""
     manager = ConnectorManager(stores)
     item = manager.sync_file(container).object
     stores["three"].delete(item.key)
-    stores["one"].flip = True
+    stores["one"].flip = stores["two"].flip = True
     assert states(manager.repair(item)) == {"one": INTACT, "two": INTACT, "three": MISSING}
     assert not list(stores["three"].list())
 
@@ -180,6 +181,56 @@ def test_fetching_goes_on_to_the_next_store(stores: dict[str, Failing], containe
     assert (work / "out").read_bytes() == container.read_bytes()
     with pytest.raises(ExistsError):
         manager.fetch(item, work / "out")
+
+
+@pytest.mark.parametrize("error", [CredentialsError("expired"), FileAccessError("a link"), NoSpaceError("?")])
+def test_whatever_is_wrong_with_a_store_the_next_one_is_asked(
+    stores: dict[str, Failing], container: Path, work: Path, error: SmpError
+) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    stores["one"].error = error
+    assert manager.fetch(item, work / "out") == "two"
+    assert (work / "out").read_bytes() == container.read_bytes()
+
+
+def test_what_is_wrong_with_the_target_is_not_blamed_on_the_stores(
+    stores: dict[str, Failing], container: Path, work: Path
+) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    with pytest.raises(MissingError):
+        manager.fetch(item, work / "absent" / "out")
+    with pytest.raises(FileAccessError):
+        manager.fetch(item, work / "one", overwrite=True)
+
+
+def test_a_repair_goes_on_to_the_next_good_copy(stores: dict[str, Failing], container: Path) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    stores["three"].delete(item.key)
+    stores["one"].flip = True
+    assert manager.repair(item).state is ObjectState.FULL
+
+
+def test_a_replica_that_is_a_link_is_damaged_and_healed(stores: dict[str, Failing], container: Path, work: Path) -> None:
+    manager = ConnectorManager(stores)
+    item = manager.sync_file(container).object
+    (work / "one" / item.key).rename(work / "elsewhere")
+    (work / "one" / item.key).symlink_to(work / "elsewhere")
+    assert states(manager.verify(item))["one"] is DAMAGED
+
+
+def test_a_store_that_wrote_without_saying_so_is_withdrawn_from(stores: dict[str, Failing], container: Path) -> None:
+    class Lost(Failing):
+        def put(self, *args: object, **kwargs: object) -> ObjectInfo:
+            super().put(*args, **kwargs)  # type: ignore[arg-type]
+            raise TransientError("the answer was lost")
+
+    lost = {name: Lost(store._folder) for name, store in stores.items()}
+    with pytest.raises(QuorumError):
+        ConnectorManager(lost).sync_file(container)
+    assert all(not list(store.list()) for store in stores.values())
 
 
 def test_when_no_store_has_it(stores: dict[str, Failing], container: Path, work: Path) -> None:
@@ -206,7 +257,8 @@ def test_mistakes_in_a_connector_are_not_swallowed(stores: dict[str, Failing], c
 
     broken = Broken(stores["one"]._folder)
     with pytest.raises(ZeroDivisionError):
-        ConnectorManager({"broken": broken}).sync_file(container)
+        ConnectorManager({"broken": broken, "two": stores["two"]}).sync_file(container)
+    assert list(stores["two"].list()) == []
 
 
 def test_a_missing_file_is_missing(stores: dict[str, Failing], work: Path) -> None:
@@ -219,6 +271,6 @@ def test_digests_without_a_common_hash_prove_nothing(stores: dict[str, Failing],
         def native_digest(self, key: str) -> Digests:
             return {"md5": "0" * 32}
 
-    item = StoredObject("x", 1, "0" * 64)
+    item = StoredObject("x", 1, {"sha256": "0" * 64})
     other = Other(stores["one"]._folder)
     assert states(ConnectorManager({"other": other}).verify(item)) == {"other": DAMAGED}

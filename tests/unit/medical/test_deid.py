@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import resource
 import shutil
 import subprocess
 import warnings
@@ -22,7 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Exp
 
 from conftest import left_in
 from secure_media_processor import Deidentifier, read_folder
-from secure_media_processor.errors import ExistsError, UsageError
+from secure_media_processor.errors import UsageError
 from secure_media_processor.medical.deid.engine import Quarantined, Written
 from secure_media_processor.medical.deid.pixels import burned_in_suspicion
 from secure_media_processor.medical.deid.table import Action, basic_profile
@@ -290,6 +291,8 @@ def test_uids_map_one_to_one_and_the_same_in_every_run() -> None:
     assert all(re.fullmatch(r"2\.25\.(0|[1-9]\d*)", uid) and len(uid) <= 64 for uid in mapped)
     assert one.uid("1.2.3\x00") == one.uid("1.2.3 ") == one.uid("1.2.3")
     assert one.uid("1.2.840.10008.1.2") == "1.2.840.10008.1.2"
+    assert one.uid("1.2.840.10008.1.2.ROWENA").startswith("2.25.")
+    assert one.instance_uid("1.2.840.10008.1.2").startswith("2.25.")
     assert one.uid("") == ""
     assert "0" * 10 not in repr(one)
 
@@ -326,6 +329,13 @@ def test_references_between_files_hold(work: Path) -> None:
         ({"Modality": "US", "BurnedInAnnotation": "NO"}, False),
         ({"Modality": ""}, True),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"}, True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.9.4.1"}, True),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6"}, False),
+        ({"Modality": ["CT", "US"]}, True),
+        ({"Modality": "AU"}, True),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, True),
+        ({"ConversionType": "WSD"}, True),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}, True),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, True),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "BurnedInAnnotation": "NO"}, True),
@@ -364,10 +374,202 @@ def test_folders_within_each_other_are_refused(work: Path) -> None:
             Deidentifier(KEY).deidentify_folder(work / source, work / target)
 
 
-def test_nothing_is_replaced(work: Path) -> None:
-    Deidentifier(KEY).deidentify_file(sample("CT_small.dcm"), work / "out")
-    with pytest.raises(ExistsError):
-        Deidentifier(KEY).deidentify_file(sample("CT_small.dcm"), work / "out")
+def test_a_second_run_goes_on_and_copies_are_one_file(work: Path) -> None:
+    study = work / "study"
+    study.mkdir()
+    for name in ("a", "b"):
+        shutil.copy(sample("CT_small.dcm"), study / name)
+    shutil.copy(sample("MR_small.dcm"), study / "c")
+    for _ in range(2):
+        report = Deidentifier(KEY).deidentify_folder(study, work / "out")
+        assert (len(report.written), report.unwritten) == (3, ())
+        assert len(left_in(work / "out")) == 2
+
+
+def test_other_contents_under_the_same_uid_are_not_written_over(work: Path) -> None:
+    study = work / "study"
+    study.mkdir()
+    dataset = dcmread(sample("CT_small.dcm"))
+    dataset.save_as(study / "a")
+    dataset.SliceThickness = "7"
+    dataset.save_as(study / "b")
+    shutil.copy(sample("MR_small.dcm"), study / "c")
+    report = Deidentifier(KEY).deidentify_folder(study, work / "out")
+    assert [w.source.name for w in report.written] == ["a", "c"]
+    assert [u.path.name for u in report.unwritten] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("StudyInstanceUID", "1.2.840.10008.x/../../../../escaped_"),
+        ("SOPInstanceUID", "1.2.840.10008.5.1.4.1.1.2.ROWENA"),
+        ("SOPInstanceUID", "1.2.840.10008.1.2"),
+        ("SeriesInstanceUID", "../../x"),
+        ("SeriesInstanceUID", "a\\b"),
+        ("StudyInstanceUID", ""),
+        ("SOPInstanceUID", "1.2\x003"),
+    ],
+)
+def test_uids_never_lead_out_of_the_folder_or_stay(work: Path, keyword: str, value: str) -> None:
+    (work / "study").mkdir()
+    dataset = dcmread(sample("CT_small.dcm"))
+    original = str(dataset[keyword].value)
+    dataset[keyword]._value = value
+    dataset.save_as(work / "study" / "in.dcm")
+    report = Deidentifier(KEY).deidentify_folder(work / "study", work / "deep" / "er" / "out")
+    assert len(report.written) + len(report.unreadable) == 1
+    for written in report.written:
+        assert re.fullmatch(r"(2\.25\.\d+/){2}2\.25\.\d+\.dcm", str(written.target.relative_to(work / "deep" / "er" / "out")))
+        assert original.encode() not in written.target.read_bytes()
+        assert value not in {
+            dcmread(written.target).get(k) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        }
+        assert b"ROWENA" not in written.target.read_bytes()
+    assert all(name.startswith(("study/", "deep/er/out/")) for name in left_in(work))
+
+
+def element(tag: int, vr: str, value: bytes) -> bytes:
+    """Return an element in Explicit VR Little Endian."""
+    head = tag.to_bytes(4, "big")
+    head = head[1::-1] + head[3:1:-1] + vr.encode()
+    long = vr in ("OB", "OW", "SQ", "UN", "UR", "UT")
+    return head + (b"\0\0" + len(value).to_bytes(4, "little") if long else len(value).to_bytes(2, "little")) + value
+
+
+def with_element(name: str, tag: int, written: bytes) -> bytes:
+    """Return the file `name` with an element put into its place."""
+    raw, dataset = sample(name).read_bytes(), dcmread(sample(name))
+    after = min(int(t) for t in list(dataset.keys()) if int(t) > tag)
+    head = after.to_bytes(4, "big")
+    start = 144 + dataset.file_meta.FileMetaInformationGroupLength
+    at = raw.index(head[1::-1] + head[3:1:-1] + str(dataset.get_item(after).VR).encode(), start)
+    return raw[:at] + written + raw[at:]
+
+
+def nested(depth: int, content: bytes) -> bytes:
+    """Return ReferencedSeriesSequence around itself, `depth` times, with `content` in the innermost item."""
+    for _ in range(depth):
+        content = element(0x00081115, "SQ", b"\xfe\xff\x00\xe0" + len(content).to_bytes(4, "little") + content)
+    return content
+
+
+@pytest.mark.parametrize("depth", [5, 14, 60, 70, 300])
+def test_deep_nesting_costs_no_memory_and_stops_nobody(work: Path, depth: int) -> None:
+    """An error far down must not be multiplied on its way up; too deep is refused."""
+    study = work / "study"
+    study.mkdir()
+    shutil.copy(sample("MR_small.dcm"), study / "good")
+    content = element(0x00100010, "PN", SECRET) + element(0x00200013, "IS", b"1A") + element(0x00280010, "US", b"abc")
+    (study / "deep").write_bytes(with_element("CT_small.dcm", 0x00081115, nested(depth, content)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = Deidentifier(KEY).deidentify_folder(study, work / "out")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert [w.source.name for w in report.written] == (["deep", "good"] if depth < 64 else ["good"])
+    assert all(b"ROWENA" not in w.target.read_bytes() for w in report.written)
+
+
+SECRET = b"ROWENA HALVORSEN"  # 16 bytes
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value"),
+    [
+        (0x00200011, "IS", b"1\\" + SECRET),
+        (0x00180050, "DS", SECRET),
+        (0x00280010, "US", SECRET),
+        (0x00280030, "OB", SECRET),
+        (0x00280030, "UT", SECRET),
+        (0x00080008, "CS", SECRET * 8),
+        (0x00200013, "LO", SECRET),
+        (0x00181020, "LO", SECRET),
+        (0x00280002, "FD", SECRET),
+        (0x0040A160, "UT", SECRET),
+        (0x00081190, "UR", SECRET),
+        (0x0040A067, "PN", SECRET),
+        (0x04000520, "OB", SECRET),
+        (0x00100099, "UN", SECRET),
+        (0x00200242, "UI", b"1.2.3.4.5.6.7.8\0"),
+        (0x52009229, "OB", b"\xfe\xff\x00\xe0\x18\0\0\0" + b"\x10\0\x10\0PN\x10\0" + SECRET),
+        (0x00200013, "UN", SECRET * 5000),
+    ],
+)
+def test_words_in_places_where_none_belong(work: Path, tag: int, vr: str, value: bytes) -> None:
+    """A wrong VR, a wrong length, a number that is none, an attribute that the table forgot."""
+    Path("in.dcm").write_bytes(with_element("CT_small.dcm", tag, element(tag, vr, value)))
+    outcome = Deidentifier(KEY).deidentify_file(Path("in.dcm"), work / "out")
+    if tag == 0x00181020:  # SoftwareVersions is text in its place: the table keeps it
+        assert isinstance(outcome, Written)
+        return
+    assert isinstance(outcome, Written | Unreadable)
+    if isinstance(outcome, Written):
+        assert b"ROWENA" not in outcome.target.read_bytes()
+        assert b"1.2.3.4.5.6.7.8" not in outcome.target.read_bytes()
+
+
+def test_a_large_sequence_written_as_unknown_does_not_pass(work: Path) -> None:
+    """pydicom leaves an unknown value of 64 KiB or more as bytes."""
+    item = element(0x00100010, "PN", SECRET)[:4] + len(SECRET).to_bytes(4, "little") + SECRET
+    item += b"\x10\0\0\x40" + (70_000).to_bytes(4, "little") + b"x" * 70_000
+    value = b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item
+    for tag in (0x0040A730, 0x52009229):
+        Path("in.dcm").write_bytes(with_element("CT_small.dcm", tag, element(tag, "UN", value)))
+        outcome = Deidentifier(KEY).deidentify_file(Path("in.dcm"), work / f"{tag}")
+        assert isinstance(outcome, Written)
+        assert b"ROWENA" not in outcome.target.read_bytes()
+
+
+def test_local_codes_lose_their_meaning_and_public_ones_keep_it(work: Path) -> None:
+    dataset = dcmread(sample("reportsi.dcm"))
+    for scheme in ("99HOSP", "DCM", None):
+        item, code = Dataset(), Dataset()
+        item.ValueType, item.RelationshipType = "CODE", "CONTAINS"
+        code.CodeValue, code.CodeMeaning = "1", f"Rowena by {scheme}"
+        if scheme:
+            code.CodingSchemeDesignator = scheme
+        item.ConceptCodeSequence = [code]
+        dataset.ContentSequence.append(item)
+    dataset.save_as("in.dcm")
+    outcome = Deidentifier(KEY).deidentify_file(Path("in.dcm"), work / "out")
+    assert isinstance(outcome, Written)
+    raw = outcome.target.read_bytes()
+    assert b"Rowena by DCM" in raw
+    assert b"Rowena by 99HOSP" not in raw
+    assert b"Rowena by None" not in raw
+
+
+def test_patients_without_a_number_are_not_merged() -> None:
+    names = set()
+    for study in ("1.2.3", "1.2.4"):
+        dataset = dcmread(sample("CT_small.dcm"))
+        dataset.PatientID, dataset.StudyInstanceUID = "", study
+        Deidentifier(KEY).deidentify(dataset)
+        names.add(str(dataset.PatientName))
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("cut", [10, 10_000, 30_000, 38_000])
+def test_a_file_that_ends_too_early_is_reported(work: Path, cut: int) -> None:
+    Path("in.dcm").write_bytes(sample("CT_small.dcm").read_bytes()[: -138 - cut])  # 138 bytes of padding at the end
+    outcome = Deidentifier(KEY).deidentify_file(Path("in.dcm"), work / "out")
+    assert isinstance(outcome, Unreadable)
+
+
+def test_what_hides_in_the_pixel_data_is_quarantined(work: Path) -> None:
+    for change in ("overlay bits", "longer"):
+        dataset = dcmread(sample("CT_small.dcm"))
+        if change == "overlay bits":
+            dataset.add_new(0x60000100, "US", 16)
+            dataset.add_new(0x60000102, "US", 12)
+        else:
+            dataset.PixelData += b"ROWENA"
+        dataset.save_as("in.dcm")
+        assert isinstance(Deidentifier(KEY).deidentify_file(Path("in.dcm"), work / "out"), Quarantined)
+    dataset = dcmread(sample("CT_small.dcm"))
+    dataset.add_new(0x60000100, "US", 1)
+    dataset.add_new(0x60000102, "US", 0)
+    dataset.save_as("in.dcm")
+    assert isinstance(Deidentifier(KEY).deidentify_file(Path("in.dcm"), work / "out"), Written)
 
 
 def test_values_that_cannot_be_decoded_do_not_stop_the_rest(work: Path) -> None:

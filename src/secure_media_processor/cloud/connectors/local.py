@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -17,13 +18,12 @@ from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import (
     COPY_BLOCK,
-    PRIVATE_FOLDER,
     atomic_write,
     make_private_folder,
     os_errors,
     write_file,
 )
-from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, TransientError
+from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, TransientError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -60,8 +60,9 @@ class LocalConnector(CloudConnector):
     ) -> ObjectInfo:
         """Store the bytes of `source` under `key`; see CloudConnector."""
         path = self._path(key)
-        with os_errors(f"write {path}"):
-            path.parent.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        make_private_folder(path.parent)
+        with suppress(OSError):  # a folder that earlier objects left empty makes way; if it is none, or not empty, it stays
+            path.rmdir()
         digester, size = Digester(digests or ()), 0
         with atomic_write(path, overwrite=not if_absent) as file:
             for block in source:
@@ -91,22 +92,19 @@ class LocalConnector(CloudConnector):
             return ObjectInfo(key, path.stat().st_size)
 
     def delete(self, key: str) -> None:
-        """Remove an object, and the folders that it leaves empty; see CloudConnector."""
+        """Remove an object; see CloudConnector. Its folder stays: somebody else may be putting another object into it."""
         path = self._existing(key)
         with os_errors(f"remove {path}"):
             path.unlink()
-        for folder in path.relative_to(self._folder).parents[:-1]:
-            try:
-                (self._folder / folder).rmdir()
-            except OSError:  # not empty: another object lives there
-                return
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys begin with `prefix`, in order of key; see CloudConnector."""
         self._refuse_absent_store()
         with os_errors(f"read {self._folder}"):
             keys = sorted(self._keys(prefix))
-        return (self.stat(key) for key in keys)
+        for key in keys:
+            with suppress(MissingError, FileAccessError, UsageError):  # deleted meanwhile, a link, or a name that is no key
+                yield self.stat(key)
 
     def native_digest(self, key: str) -> Digests:
         """Return the SHA-256 of an object, computed now; see CloudConnector."""
@@ -119,7 +117,7 @@ class LocalConnector(CloudConnector):
         for folder, _, names in os.walk(self._folder, onerror=_raise):
             for name in names:
                 key = os.path.relpath(os.path.join(folder, name), self._folder)  # noqa: PTH118 - strings, for speed
-                if key.startswith(prefix) and not name.startswith(".smp-") and not name.endswith(".smp-part"):
+                if key.startswith(prefix):
                     yield key
 
     def _path(self, key: str) -> Path:

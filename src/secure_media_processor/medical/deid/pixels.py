@@ -4,35 +4,81 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pydicom.pixels.utils import get_expected_length
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# Ultrasound, endoscopy, screenshots and the like usually carry the patient's name in the picture.
-_SUSPECT_MODALITIES = {"US", "IVUS", "ES", "OT", "SC", "XC", "GM", "OP", "DOC", "SMR", "RF", "ECG"}
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_ENCAPSULATED = "1.2.840.10008.5.1.4.1.1.104."
+# Ultrasound, endoscopy, screenshots and the like usually carry the patient's name in the picture; AU is a voice.
+_SUSPECT_MODALITIES = {"US", "IVUS", "ES", "OT", "SC", "XC", "GM", "OP", "DOC", "SMR", "RF", "ECG", "AU"}
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_SUSPECT_CLASSES = {
+    f"{_STORAGE}3": "an ultrasound image",
+    f"{_STORAGE}6": "an ultrasound image",
+    f"{_STORAGE}7": "a secondary capture",
+    f"{_STORAGE}77.1.1": "a video or picture of an endoscope",
+}
+_ENCAPSULATED = f"{_STORAGE}104"
+_VOICE = f"{_STORAGE}9.4"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_OVERLAY_GROUPS = range(0x6000, 0x6100, 2)
+_BITS_ALLOCATED, _BIT_POSITION = 0x0100, 0x0102
 
 
 def burned_in_suspicion(dataset: Dataset) -> str | None:
-    """Return why `dataset` may show an identity in its pixels or its document, None if nothing points to it.
+    """Return why `dataset` may hold an identity in its pixels, sound or document; None if nothing points to it.
 
-    An answer of NO in BurnedInAnnotation (0028,0301) is believed. Without one, kinds of objects that usually show names are
-    suspected.
+    An answer of NO in BurnedInAnnotation (0028,0301) is believed as far as the picture goes. Without one, kinds of objects that
+    usually show names are suspected.
     """
     sop_class = str(dataset.get("SOPClassUID", ""))
-    if sop_class.startswith(_ENCAPSULATED):
+    modalities = _values(dataset, "Modality")
+    if _within(sop_class, _ENCAPSULATED):
         return "an encapsulated document: its text is not read"
+    if _within(sop_class, _VOICE) or "AU" in modalities:
+        return "a voice recording: it is not listened to"
     if not any(keyword in dataset for keyword in _PIXELS):
         return None
-    answer = str(dataset.get("BurnedInAnnotation", "")).strip().upper()
-    if answer == "NO":
+    return _hidden_in_pixels(dataset) or _drawn_into_pixels(dataset, sop_class, modalities)
+
+
+def _hidden_in_pixels(dataset: Dataset) -> str | None:
+    """Return what else than pixels is in the pixel data."""
+    for group in _OVERLAY_GROUPS:
+        for element, usual in ((_BITS_ALLOCATED, 1), (_BIT_POSITION, 0)):
+            if (group, element) in dataset and dataset[group, element].value not in (usual, None):
+                return "an overlay is kept in unused bits of the pixels"
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
+    if "PixelData" in dataset and syntax is not None and not syntax.is_compressed:
+        expected = get_expected_length(dataset, unit="bytes")
+        if len(dataset.PixelData) > expected + expected % 2:
+            return "the pixel data are longer than the image"
+    return None
+
+
+def _drawn_into_pixels(dataset: Dataset, sop_class: str, modalities: set[str]) -> str | None:
+    answer = _values(dataset, "BurnedInAnnotation")
+    if answer == {"NO"}:
         return None
     if answer:
         return "BurnedInAnnotation says so"
-    if sop_class.startswith(_SECONDARY_CAPTURE):
-        return "a secondary capture that does not say it is free of burned-in text"
-    modality = str(dataset.get("Modality", "")).strip().upper()
-    if modality in _SUSPECT_MODALITIES or not modality:
-        return f"modality {modality if modality in _SUSPECT_MODALITIES else 'unknown'} usually shows text in the image"
+    for known, name in _SUSPECT_CLASSES.items():
+        if _within(sop_class, known):
+            return f"{name} that does not say it is free of burned-in text"
+    if "ConversionType" in dataset or any("SCREEN" in value for value in _values(dataset, "ImageType")):
+        return "a captured picture that does not say it is free of burned-in text"
+    suspect = sorted(modalities & _SUSPECT_MODALITIES)
+    if suspect or not modalities:
+        return f"modality {suspect[0] if suspect else 'unknown'} usually shows text in the image"
     return None
+
+
+def _within(uid: str, root: str) -> bool:
+    return uid == root or uid.startswith(f"{root}.")
+
+
+def _values(dataset: Dataset, keyword: str) -> set[str]:
+    """Return the values of an attribute, however many, in capitals."""
+    value = dataset.get(keyword)
+    values = [value] if isinstance(value, str) else list(value or ())
+    return {str(one).strip().upper() for one in values} - {""}

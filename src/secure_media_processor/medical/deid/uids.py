@@ -7,9 +7,9 @@ import hmac
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+from pydicom.uid import UID
+
 KEY_SIZE = 32
-# UIDs under this root are DICOM's own (SOP classes, transfer syntaxes): they name no instance.
-_WELL_KNOWN = "1.2.840.10008."
 _UUID_SIZE = 16
 _PSEUDONYM_DIGITS = 16  # of 5 bits each
 
@@ -28,11 +28,16 @@ class Pseudonyms:
     def uid(self, original: str) -> str:
         """Return the UID that stands for `original`: 2.25 and a number of 128 bits (PS3.5 section B.2).
 
-        UIDs that DICOM itself defines stay as they are. Two originals get one UID with a chance of about 2⁻¹²⁸ each pair.
+        UIDs that DICOM itself defines (PS3.6 annex A) stay as they are; others under its root are nobody's, and are replaced.
+        Two originals get one UID with a chance of about 2⁻¹²⁸ each pair.
         """
         original = original.strip(" \x00")
-        if original.startswith(_WELL_KNOWN) or not original:
+        if not original or UID(original).type:
             return original
+        return self.instance_uid(original)
+
+    def instance_uid(self, original: str) -> str:
+        """Return the UID that stands for that of a study, a series or an instance: never `original` itself."""
         return f"2.25.{int.from_bytes(self._keyed(b'uid', original)[:_UUID_SIZE], 'big')}"
 
     def patient(self, patient_id: str, issuer: str) -> str:
@@ -41,4 +46,4 @@ class Pseudonyms:
         return "SMP-" + base64.b32encode(digest)[:_PSEUDONYM_DIGITS].decode()
 
     def _keyed(self, kind: bytes, text: str) -> bytes:
-        return hmac.digest(self.key, kind + b"\x00" + text.encode(), sha256)
+        return hmac.digest(self.key, kind + b"\x00" + text.encode("utf-8", "surrogateescape"), sha256)

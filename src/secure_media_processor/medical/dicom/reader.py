@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import zlib
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secure_media_processor.core.files import smp_error_from
-from secure_media_processor.errors import FileAccessError, MissingError, MissingExtraError, SmpError
+from secure_media_processor.core.files import os_errors, smp_error_from
+from secure_media_processor.errors import FileAccessError, MissingExtraError, SmpError
 
 try:
     import pydicom
     from pydicom import Dataset
+    from pydicom.dataelem import RawDataElement
     from pydicom.errors import InvalidDicomError
     from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
@@ -25,10 +27,14 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# A header with more than this, once inflated, is a bomb, not an image: the largest CT volume in one object has about 1 GiB.
-_MAX_INFLATED = 2 * 1024**3
-# Preamble, DICM, and the 12 bytes of the group length, after which its value counts.
-_META_START = 128 + 4 + 12
+# A deflated file that becomes larger than this is a bomb: the standard deflates headers and small images, and pydicom needs
+# several times the size in memory.
+_MAX_INFLATED = 512 * 1024**2
+# File meta information has a few hundred bytes; private information in it is rare, and never large.
+_MAX_META = 1024**2
+_META_START = 128 + 4  # preamble and DICM
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 
 _INSTANCE_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "InstanceNumber",
@@ -120,12 +126,16 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> Dataset | 
         tags: Keywords to read, without pixel data; everything if None.
     """
     try:
-        with silent_pydicom():
+        with silent_pydicom() as said:
             _refuse_bomb(path)
             if tags is None:
                 dataset = pydicom.dcmread(path)
             else:
                 dataset = pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True)
+            if said or _is_cut(
+                dataset
+            ):  # pydicom goes on with what it has where a file ends too early or holds what it cannot parse
+                return Unreadable(path, "it ends too early, or holds what cannot be parsed")
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return Unreadable(path, "it is a DICOMDIR, an index of files, not an image")
             if tags is None and not dataset:
@@ -141,6 +151,16 @@ def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> Dataset | 
     return dataset
 
 
+def _is_cut(dataset: Dataset) -> bool:
+    """Return whether the last element has fewer bytes than it says."""
+    if not dataset:
+        return False
+    last: object = dataset.get_item(max(dataset.keys()))
+    if isinstance(last, RawDataElement) and last.length != _UNDEFINED_LENGTH:
+        return len(last.value or b"") < last.length
+    return False
+
+
 class _MissingAttributeError(Exception):
     pass
 
@@ -153,15 +173,20 @@ def _uid(dataset: Dataset, keyword: str) -> str:
 
 
 def _number(dataset: Dataset, keyword: str) -> int | None:
-    value = dataset.get(keyword)
-    return None if value is None else int(value)
+    """Return an integer; None if there is none, or what stands there is none."""
+    try:
+        return int(dataset.get(keyword))
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _vector(dataset: Dataset, keyword: str, length: int) -> tuple[float, ...] | None:
-    value = dataset.get(keyword)
-    if not value or len(value) != length:
+    """Return so many finite numbers; None if there are none, or what stands there is something else."""
+    try:
+        numbers = tuple(float(number) for number in dataset.get(keyword))
+    except (TypeError, ValueError, OverflowError):
         return None
-    return tuple(float(number) for number in value)
+    return numbers if len(numbers) == length and all(map(math.isfinite, numbers)) else None
 
 
 def _describe(error: Exception) -> str:
@@ -173,16 +198,14 @@ def _describe(error: Exception) -> str:
 
 def _refuse_bomb(path: Path) -> None:
     """Raise FileAccessError if `path` is deflated and would become absurdly large. pydicom inflates without a limit."""
-    meta = pydicom.filereader.read_file_meta_info(path)
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return
-    length = meta.get("FileMetaInformationGroupLength")
-    if not isinstance(length, int):
-        raise FileAccessError("it is deflated and does not say where its header ends")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = 0
     with path.open("rb") as file:
-        file.seek(_META_START + length)
+        lead = file.read(_META_START + _MAX_META)
+        end, deflated = _scan_meta(lead)
+        if not deflated:
+            return
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflated = 0
+        file.seek(end)
         while not inflater.eof:
             data = inflater.unconsumed_tail or file.read(1 << 16)
             if not data:
@@ -192,23 +215,45 @@ def _refuse_bomb(path: Path) -> None:
                 raise FileAccessError("it is deflated and would become larger than any image")
 
 
+def _scan_meta(lead: bytes) -> tuple[int, bool]:
+    """Return where the file meta information (PS3.10 section 7.1) ends, and whether it says that the rest is deflated.
+
+    Elements are followed one by one, as pydicom does: the group length may lie.
+    """
+    position, deflated = _META_START, False
+    while lead[position : position + 2] == b"\x02\x00" and position + 12 <= len(lead):
+        element, vr = lead[position + 2 : position + 4], lead[position + 4 : position + 6]
+        start = position + (12 if vr in _LONG_VRS else 8)
+        size = int.from_bytes(lead[position + 8 : start] if vr in _LONG_VRS else lead[position + 6 : start], "little")
+        if start + size > len(lead):
+            raise FileAccessError("its file meta information is damaged")
+        if element == b"\x10\x00":
+            deflated = lead[start : start + size].rstrip(b"\0 ").decode("ascii", "replace") == DeflatedExplicitVRLittleEndian
+        position = start + size
+    return position, deflated
+
+
 def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield every file below `folder`, and what is wrong with it if it should not even be opened."""
-    if not folder.is_dir():
-        kind = FileAccessError if folder.exists() else MissingError
-        raise kind(f"there is no folder {folder}", hint="check the path")
-    problems: list[tuple[Path, str]] = []
-
-    def note(error: OSError) -> None:
-        problems.append((Path(error.filename), str(smp_error_from(error, "read it"))))
-
-    for parent, folders, names in os.walk(folder, onerror=note):
-        folders.sort()
-        here = Path(parent)
-        yield from ((here / name, "it is a link to a folder") for name in folders if (here / name).is_symlink())
-        for name in sorted(names):
-            yield here / name, _problem(here / name)
-    yield from problems
+    """Yield every file below `folder`, in order, and what is wrong with it if it should not even be opened."""
+    with os_errors(f"read {folder}"):
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise FileAccessError(f"{folder} is not a folder", hint="check the path")
+    pending = [folder]
+    while pending:
+        here = pending.pop()
+        try:
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+        except OSError as error:
+            yield here, str(smp_error_from(error, "read it"))
+            continue
+        folders = []
+        for entry in entries:
+            path = here / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(path)
+            else:
+                yield path, _problem(path)
+        pending += reversed(folders)
 
 
 def _problem(path: Path) -> str:
@@ -216,4 +261,6 @@ def _problem(path: Path) -> str:
         mode = path.stat().st_mode
     except OSError as error:
         return str(smp_error_from(error, "read it"))
+    if stat.S_ISDIR(mode):
+        return "it is a link to a folder"
     return "" if stat.S_ISREG(mode) else "it is not a file"

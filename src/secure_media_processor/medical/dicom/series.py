@@ -53,7 +53,9 @@ def _common_normal(members: list[Instance]) -> tuple[float, float, float] | None
     if any(abs(a - b) > _SAME_DIRECTION for m in members for a, b in zip(reference, m.orientation or (), strict=True)):
         return None
     (a, b, c), (d, e, f) = reference[:3], reference[3:]
-    return (b * f - c * e, c * d - a * f, a * e - b * d)
+    normal = (b * f - c * e, c * d - a * f, a * e - b * d)
+    # Row and column are perpendicular unit vectors; what is not has no direction across.
+    return normal if abs(_dot(normal, normal) - 1) < _SAME_DIRECTION * 10 else None
 
 
 def _dot(left: tuple[float, ...], right: tuple[float, ...]) -> float:
