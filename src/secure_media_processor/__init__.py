@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from secure_media_processor.cloud.connectors.base import CloudConnector
+    from secure_media_processor.cloud.connectors.dropbox import DropboxAccess, DropboxConnector
     from secure_media_processor.cloud.connectors.local import LocalConnector
+    from secure_media_processor.cloud.connectors.s3 import S3Connector
     from secure_media_processor.cloud.manager import ConnectorManager
     from secure_media_processor.core.audit import AuditLog
     from secure_media_processor.core.encryption import (
@@ -38,9 +40,12 @@ _HOME_OF = {
     "CloudConnector": "cloud.connectors.base",
     "ConnectorManager": "cloud.manager",
     "Deidentifier": "medical.deid.engine",
+    "DropboxAccess": "cloud.connectors.dropbox",
+    "DropboxConnector": "cloud.connectors.dropbox",
     "Keystore": "core.keystore",
     "LocalConnector": "cloud.connectors.local",
     "RateLimiter": "core.rate_limiter",
+    "S3Connector": "cloud.connectors.s3",
     "SmpError": "errors",
     "SymmetricKey": "core.keys",
     "decrypt_file": "core.encryption",
@@ -58,9 +63,12 @@ __all__ = [
     "CloudConnector",
     "ConnectorManager",
     "Deidentifier",
+    "DropboxAccess",
+    "DropboxConnector",
     "Keystore",
     "LocalConnector",
     "RateLimiter",
+    "S3Connector",
     "SmpError",
     "SymmetricKey",
     "__version__",
