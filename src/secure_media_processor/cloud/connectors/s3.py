@@ -34,7 +34,7 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 # What S3 allows in one multipart upload; with parts of 8 MiB the largest object has 78 GiB.
 _MAX_PARTS = 10_000
@@ -197,7 +197,7 @@ class S3Connector(CloudConnector):
             raise
         return sum(part.size for part in sent)
 
-    def _send_parts(self, key: str, upload: dict[str, str], parts: Iterable[bytes], digester: Digester) -> list[_SentPart]:
+    def _send_parts(self, key: str, upload: dict[str, str], parts: Iterable[bytes], digester: Digester) -> Sequence[_SentPart]:
         """Send all parts, some at a time, and return them in order."""
         sent: list[_SentPart] = []
         pending: deque[Future[_SentPart]] = deque()
