@@ -277,7 +277,7 @@ def _outcome(error: BaseException) -> str:
     """Return how an error stands in the log: by its code, never by its text."""
     if isinstance(error, SmpError):
         return error.code
-    stopped = isinstance(error, KeyboardInterrupt | SystemExit | BrokenPipeError)
+    stopped = isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | BrokenPipeError)
     return "SMP-INTERRUPTED" if stopped else "SMP-INTERNAL"
 
 
