@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from secure_media_processor.cloud.connectors.base import CloudConnector
     from secure_media_processor.cloud.connectors.dropbox import DropboxAccess, DropboxConnector
+    from secure_media_processor.cloud.connectors.google_drive import GoogleDriveConnector
     from secure_media_processor.cloud.connectors.local import LocalConnector
     from secure_media_processor.cloud.connectors.s3 import S3Connector
     from secure_media_processor.cloud.manager import ConnectorManager
@@ -42,6 +43,7 @@ _HOME_OF = {
     "Deidentifier": "medical.deid.engine",
     "DropboxAccess": "cloud.connectors.dropbox",
     "DropboxConnector": "cloud.connectors.dropbox",
+    "GoogleDriveConnector": "cloud.connectors.google_drive",
     "Keystore": "core.keystore",
     "LocalConnector": "cloud.connectors.local",
     "RateLimiter": "core.rate_limiter",
@@ -65,6 +67,7 @@ __all__ = [
     "Deidentifier",
     "DropboxAccess",
     "DropboxConnector",
+    "GoogleDriveConnector",
     "Keystore",
     "LocalConnector",
     "RateLimiter",

@@ -48,6 +48,7 @@ def test_config_show_says_where_each_value_came_from(
     assert shown == {
         "keystore": {"value": str(work / "here"), "origin": "flag"},
         "key_file": {"value": None, "origin": "default"},
+        "stores": {"value": str(home / ".config/secure-media-processor/stores.json"), "origin": "default"},
         "audit_log": {"value": "/tmp/a.jsonl", "origin": "environment SMP_AUDIT_LOG"},  # noqa: S108
         "audit_on_failure": {"value": "warn", "origin": str(work / "smp.toml")},
     }

@@ -31,6 +31,9 @@ _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "verify": ("crypto", "verify", "Check an encrypted file to its last byte and write nothing."),
         "key": ("key", "key", "Make, list, copy and choose keys."),
     },
+    "Stores": {
+        "cloud": ("cloud", "cloud", "Name the stores that hold your encrypted files."),
+    },
     "This program": {
         "demo": ("demo", "demo", "Show the whole way on a real study, from DICOM to cloud and back."),
         "doctor": ("doctor", "doctor", "Check the installation, keys, audit log and settings."),

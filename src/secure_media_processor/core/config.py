@@ -31,7 +31,7 @@ _APP = "secure-media-processor"
 _PROJECT_FILE = "smp.toml"
 _ENV_PREFIX = "SMP_"
 _MAX_CONFIG = 64 * 1024
-_PATHS = {"keystore", "key_file", "audit_log"}
+_PATHS = {"keystore", "key_file", "stores", "audit_log"}
 
 
 def _not_empty(value: object) -> object:
@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     key_file: AbsolutePath | None = Field(
         default=None,
         description="Key file to use instead of the keystore.",
+    )
+    stores: AbsolutePath = Field(
+        default_factory=lambda: _home(platformdirs.user_config_path, "stores.json"),
+        description="File that lists your stores; `smp cloud add` writes it.",
     )
     audit_log: AbsolutePath = Field(
         default_factory=lambda: _home(platformdirs.user_state_path, "audit.jsonl"),

@@ -10,6 +10,7 @@ do that, as NFS and FAT, a hidden file in the same folder takes its place; it is
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -140,6 +141,18 @@ def make_private_folder(path: Path) -> None:
             except FileExistsError:
                 if not folder.is_dir():  # else another process was quicker
                     raise FileAccessError(f"cannot make the folder {folder}: a file stands in its place") from None
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Within the block no other process is in such a block for the same folder. Raises MissingError or FileAccessError."""
+    with os_errors(f"lock {folder}"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from secure_media_processor.core.files import make_private_folder, os_errors, write_file
+from secure_media_processor.core.files import locked_folder, make_private_folder, os_errors, write_file
 from secure_media_processor.core.keys import SymmetricKey, refuse_exposed
 from secure_media_processor.core.recipients import KEY_FILE_STANZA, KEY_ID_SIZE
 from secure_media_processor.errors import FileAccessError, KeyDamagedError, KeyMissingError, MissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from secure_media_processor.core.container import Stanza
@@ -54,7 +50,8 @@ class Keystore:
             KeyExposedError: other users can read the keystore.
         """
         make_private_folder(self.folder)
-        with self._locked():
+        self._refuse_exposed_folder()
+        with locked_folder(self.folder):
             key.save(self._path(key.id))
             if primary or self._primary_id() is None:
                 self._set_primary(key.id)
@@ -63,7 +60,7 @@ class Keystore:
     def make_primary(self, key_id: str) -> KeyEntry:
         """Encrypt new files for the key `key_id` from now on. Raises KeyMissingError if there is no such key."""
         self.find(key_id)
-        with self._locked():
+        with locked_folder(self.folder):
             self._set_primary(key_id)
         return self.find(key_id)
 
@@ -123,7 +120,7 @@ class Keystore:
 
     def note_export(self, key_id: str) -> None:
         """Remember that the key `key_id` was copied elsewhere just now."""
-        with self._locked():
+        with locked_folder(self.folder):
             exported = self._exported() | {key_id: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
             write_file(self.folder / "exported.json", json.dumps(exported, sort_keys=True).encode(), overwrite=True)
 
@@ -155,15 +152,3 @@ class Keystore:
         with os_errors(f"read {self.folder}"):
             mode = self.folder.stat().st_mode
         refuse_exposed(self.folder, mode)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from changing the keystore at the same time."""
-        self._refuse_exposed_folder()
-        with os_errors(f"lock {self.folder}"):
-            folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)

@@ -3,7 +3,9 @@
 Whoever writes a connector implements the methods marked abstract and runs the suite in cloud/testing.py over it. The rules:
 
 * Errors are raised, from the tree in errors.py; ``retryable`` on the error says whether the same call may succeed later.
-  A connector does not retry: that, rate limits and logs are wrapped around it.
+  A connector does not retry a call: that, limits and logs are wrapped around it (wrappers.py). Within a put, whose source
+  can be read only once, it may repeat a request a few times.
+* After a TransientError from put the object may be there all the same: the answer may have been lost. native_digest tells.
 * An object is there completely or not at all: a put that fails, or whose process dies, leaves nothing under the key, and the
   old object if there was one.
 * Keys are checked with paths.check_key before anything is sent.
@@ -91,8 +93,9 @@ class CloudConnector(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects whose keys begin with `prefix`, in order of key, page by page as they are asked for.
+        """Yield the objects whose keys begin with `prefix`, in order of key.
 
+        Page by page as they are asked for, where the store lists in that order; where it does not, all pages are read first.
         Idempotent. Raises CredentialsError or TransientError: never an empty list for a failure.
         """
 

@@ -1,0 +1,175 @@
+"""smp cloud."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import click
+
+from secure_media_processor.cli.auditing import recorded
+from secure_media_processor.cli.options import output_options
+from secure_media_processor.cli.ui import current, table
+from secure_media_processor.cloud.stores import Store, StoreBook, check_options, find_kind, kinds
+from secure_media_processor.cloud.wrappers import Patience
+from secure_media_processor.core.config import get_settings
+from secure_media_processor.errors import PartialError, SmpError, TransientError
+
+# Whoever looks at the screen does not wait five minutes to learn that a store is gone.
+_LOOK = Patience(deadline=10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a store says when it is asked whether it is there."""
+
+    name: str
+    kind: str
+    answers: bool
+    seconds: float
+    reason: str = ""
+
+
+@click.group()
+def cloud() -> None:
+    """Name the stores that hold your encrypted files."""
+
+
+@cloud.command()
+@click.argument("name")
+@click.argument("kind")
+@click.argument("options", metavar="[OPTION=VALUE]...", nargs=-1)
+@click.option("--no-check", is_flag=True, help="Do not ask whether the store is there.")
+@output_options
+def add(name: str, kind: str, options: tuple[str, ...], *, no_check: bool) -> None:
+    """Name a store and ask whether it is there.
+
+    KIND is local, s3, dropbox, gdrive, or what a plugin adds; `smp cloud kinds` shows the options of each. Secrets are never
+    options: they stay where they are, in a profile or a file.
+
+    \b
+    Examples:
+      smp cloud add clinic-nas local folder=/mnt/nas/smp
+      smp cloud add aws s3 bucket=my-bucket prefix=smp/ profile=backup
+    """
+    found = find_kind(kind)
+    given = _pairs(options)
+    check_options(kind, found, given)
+    absolute = {key: str(Path(value).expanduser().absolute()) for key, value in given.items() if key in found.paths}
+    store, book = Store(name, kind, given | absolute), StoreBook(get_settings().stores)
+    with recorded("cloud.add"):
+        book.check_name(name)
+        if found.prepare is not None:
+            found.prepare(store.options)
+        if not no_check:
+            _probe(store)
+        book.add(store)
+    ui = current()
+    ui.result("smp.cloud.add/1", asdict(store), "")
+    ui.say(f"added {name}" if no_check else f"added {name}; it answers")
+
+
+@cloud.command("kinds")
+@output_options
+def list_kinds() -> None:
+    """List the kinds of stores and their options.
+
+    \b
+    Example:
+      smp cloud kinds
+    """
+    found = {name: find_kind(name) for name in kinds()}
+    rows = [
+        (name, option, "required" if option in kind.required else "", meaning)
+        for name, kind in found.items()
+        for option, meaning in kind.options.items()
+    ]
+    fields = {
+        name: [{"option": o, "required": o in kind.required, "meaning": m} for o, m in kind.options.items()]
+        for name, kind in found.items()
+    }
+    current().result("smp.cloud.kinds/1", {"kinds": fields}, table(("kind", "option", "", "meaning"), rows))
+
+
+@cloud.command("list")
+@output_options
+def list_stores() -> None:
+    """List your stores. Nothing is sent.
+
+    \b
+    Example:
+      smp cloud list
+    """
+    stores = StoreBook(get_settings().stores).stores()
+    rows = [(s.name, s.kind, " ".join(f"{key}={value}" for key, value in s.options.items())) for s in stores]
+    ui = current()
+    ui.result(
+        "smp.cloud.list/1", {"stores": [asdict(s) for s in stores]}, table(("store", "kind", "options"), rows) if rows else ""
+    )
+    if not rows:
+        ui.say("there are no stores; `smp cloud add` names one")
+
+
+@cloud.command()
+@click.argument("name")
+@output_options
+def remove(name: str) -> None:
+    """Forget a store. What is in it stays.
+
+    \b
+    Example:
+      smp cloud remove clinic-nas
+    """
+    with recorded("cloud.remove"):
+        StoreBook(get_settings().stores).remove(name)
+    ui = current()
+    ui.result("smp.cloud.remove/1", {"name": name}, "")
+    ui.say(f"forgot {name}; what is in it stays there")
+
+
+@cloud.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+@output_options
+def status(names: tuple[str, ...]) -> None:
+    """Ask your stores, or those named, whether they are there.
+
+    Exit code 0 if all answer, 3 if some do, 11 if none does.
+
+    \b
+    Example:
+      smp cloud status
+    """
+    book = StoreBook(get_settings().stores)
+    stores = [book.find(name) for name in names] if names else book.stores()
+    answers = [_ask(store) for store in stores]
+    rows = [(a.name, a.kind, "yes" if a.answers else "no", f"{a.seconds:.2f}", a.reason) for a in answers]
+    text = table(("store", "kind", "answers", "seconds", "reason"), rows) if rows else ""
+    current().result("smp.cloud.status/1", {"stores": [asdict(answer) for answer in answers]}, text)
+    silent = [answer.name for answer in answers if not answer.answers]
+    if silent:
+        kind = TransientError if len(silent) == len(answers) else PartialError
+        raise kind(f"{len(silent)} of {len(answers)} stores do not answer: {', '.join(silent)}")
+
+
+def _pairs(options: tuple[str, ...]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    if any(not separator or not value for _, separator, value in pairs):
+        raise click.BadParameter("write each option as OPTION=VALUE", param_hint="OPTION=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+def _ask(store: Store) -> Answer:
+    start = time.perf_counter()
+    try:
+        _probe(store)
+    except SmpError as error:
+        return Answer(store.name, store.kind, answers=False, seconds=round(time.perf_counter() - start, 3), reason=str(error))
+    return Answer(store.name, store.kind, answers=True, seconds=round(time.perf_counter() - start, 3))
+
+
+def _probe(store: Store) -> None:
+    """Ask for the first object of a store, which tells whether it is there and lets us in. Raises as list."""
+    with store.open(_LOOK) as connector:
+        list(islice(connector.list(), 1))
