@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, BinaryIO
 
 from secure_media_processor.cloud.connectors.base import read_blocks
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
 
+# A store that takes nothing for so long (seconds) will hardly take the rest in time; it is repaired later.
+_STALL_TIMEOUT = 60.0
+_LOOK_EVERY = 0.25  # seconds
 # Enough that no two objects ever get the same key by chance.
 _KEY_BYTES = 16
 
@@ -94,16 +99,20 @@ class ObjectStatus:
 class ConnectorManager:
     """Several stores that hold the same objects."""
 
-    def __init__(self, connectors: Mapping[str, CloudConnector], *, quorum: int | None = None) -> None:
+    def __init__(
+        self, connectors: Mapping[str, CloudConnector], *, quorum: int | None = None, stall_timeout: float = _STALL_TIMEOUT
+    ) -> None:
         """Use `connectors`, by name.
 
         Args:
             connectors: At least one.
             quorum: How many stores must take an object for a write to succeed; the majority unless given.
+            stall_timeout: Seconds without a byte taken after which a store is left behind; the others do not wait for it.
         """
         if not connectors:
             raise UsageError("at least one store is needed")
         self._connectors = dict(connectors)
+        self._stall_timeout = stall_timeout
         self._quorum = len(connectors) // 2 + 1 if quorum is None else quorum
         if not 1 <= self._quorum <= len(connectors):
             raise UsageError(f"a quorum of {self._quorum} cannot be met by {len(connectors)} stores")
@@ -125,13 +134,14 @@ class ConnectorManager:
         read_file_id(path)
         names = {"sha256"}.union(*(store.capabilities.native_digests for store in self._connectors.values()))
         item = _describe(path, secrets.token_hex(_KEY_BYTES), names)
+        transfers = {name: _Transfer(store, item, path) for name, store in self._connectors.items()}
         outcomes: dict[str, Replica] = {}
         try:
-            outcomes = self._everywhere(lambda store: _put(store, item, read_blocks(path)))
+            outcomes = _finish(transfers, self._stall_timeout)
         finally:
             written = sum(replica.state is ReplicaState.INTACT for replica in outcomes.values())
             if written < self._quorum:
-                self._withdraw(item)
+                self._withdraw(item, besides={name for name, transfer in transfers.items() if transfer.left_behind})
         if written < self._quorum:
             reasons = "; ".join(f"{name}: {replica.reason}" for name, replica in outcomes.items() if replica.reason)
             raise QuorumError(f"{written} of {len(outcomes)} stores took the object, {self._quorum} must ({reasons})")
@@ -193,11 +203,12 @@ class ConnectorManager:
                 continue
             return
 
-    def _withdraw(self, item: StoredObject) -> None:
-        """Remove `item` from every store: one that gave no answer may have it all the same."""
-        for store in self._connectors.values():
-            with suppress(SmpError):  # it cannot be helped, and the error that led here tells the rest
-                store.delete(item.key)
+    def _withdraw(self, item: StoredObject, *, besides: set[str]) -> None:
+        """Remove `item` from every store but those that hang: one that gave no answer may have it all the same."""
+        for name, store in self._connectors.items():
+            if name not in besides:
+                with suppress(SmpError):  # it cannot be helped, and the error that led here tells the rest
+                    store.delete(item.key)
 
     def _everywhere(self, act: Callable[[CloudConnector], Replica]) -> dict[str, Replica]:
         """Act on all stores at once. Errors of the tree become part of the answer; others are mistakes and are raised."""
@@ -229,12 +240,59 @@ def _copy_into(file: BinaryIO, store: CloudConnector, item: StoredObject) -> Non
     refuse_other(digester.hexdigests(), item.digests)
 
 
-def _put(store: CloudConnector, item: StoredObject, source: Iterator[bytes]) -> Replica:
-    try:
-        store.put(item.key, source, digests=item.digests)
-    except SmpError as error:
-        return Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
-    return Replica(ReplicaState.INTACT)
+class _Transfer:
+    """A put into one store, in a thread of its own that nobody has to wait for. As a source it knows when it was last read."""
+
+    def __init__(self, store: CloudConnector, item: StoredObject, path: Path) -> None:
+        self._store, self._item, self._path = store, item, path
+        self._moved = time.monotonic()
+        self.left_behind = False
+        self.replica: Replica | None = None
+        self.mistake: BaseException | None = None
+        # A daemon: a store that hangs for ever must not keep the program from ending.
+        self.thread = Thread(target=self._run, name="cloud-put", daemon=True)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for block in read_blocks(self._path):
+            if self.left_behind:
+                raise TransientError("it was left behind")
+            self._moved = time.monotonic()
+            yield block
+
+    def leave_behind_if_stalled(self, timeout: float) -> None:
+        """Give the store up if it has taken nothing for `timeout` seconds."""
+        if time.monotonic() - self._moved > timeout:
+            self.left_behind = True
+            self.replica = Replica(ReplicaState.UNREACHABLE, f"it took nothing for {timeout:.0f} s")
+
+    def _run(self) -> None:
+        try:
+            self._store.put(self._item.key, self, digests=self._item.digests)
+            replica = Replica(ReplicaState.INTACT)
+        except SmpError as error:
+            replica = Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
+        except BaseException as error:  # noqa: BLE001 - raised by _finish in the thread of the caller
+            self.mistake = error
+            return
+        if not self.left_behind:
+            self.replica = replica
+
+
+def _finish(transfers: Mapping[str, _Transfer], stall_timeout: float) -> dict[str, Replica]:
+    """Run all transfers at the same time until each has ended or stalled. A mistake in a connector is raised."""
+    for transfer in transfers.values():
+        transfer.thread.start()
+    pending = list(transfers.values())
+    while pending:
+        pending[0].thread.join(min(_LOOK_EVERY, stall_timeout))
+        for transfer in pending:
+            if transfer.thread.is_alive():
+                transfer.leave_behind_if_stalled(stall_timeout)
+        pending = [transfer for transfer in pending if transfer.thread.is_alive() and not transfer.left_behind]
+    for transfer in transfers.values():
+        if transfer.mistake is not None:
+            raise transfer.mistake
+    return {name: transfer.replica for name, transfer in transfers.items() if transfer.replica is not None}
 
 
 def _check(store: CloudConnector, item: StoredObject) -> Replica:

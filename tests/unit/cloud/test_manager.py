@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -13,6 +16,7 @@ from secure_media_processor import ConnectorManager, LocalConnector, SymmetricKe
 from secure_media_processor.cloud.connectors.base import ObjectInfo
 from secure_media_processor.cloud.digests import Digests
 from secure_media_processor.cloud.manager import ObjectState, ReplicaState, StoredObject
+from secure_media_processor.cloud.wrappers import Patience, Retrying
 from secure_media_processor.errors import (
     CredentialsError,
     ExistsError,
@@ -274,3 +278,84 @@ def test_digests_without_a_common_hash_prove_nothing(stores: dict[str, Failing],
     item = StoredObject("x", 1, {"sha256": "0" * 64})
     other = Other(stores["one"]._folder)
     assert states(ConnectorManager({"other": other}).verify(item)) == {"other": DAMAGED}
+
+
+class Hanging(Failing):
+    """A store that takes some blocks and then nothing, until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.let_go = Event()
+        self.takes = 1
+
+    def put(
+        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+    ) -> ObjectInfo:
+        def slow() -> Iterator[bytes]:
+            for number, block in enumerate(source):
+                if number >= self.takes:
+                    self.let_go.wait(30)
+                yield block
+
+        return super().put(key, slow(), digests=digests, if_absent=if_absent)
+
+
+@pytest.fixture
+def big(work: Path, key: SymmetricKey) -> Path:
+    (work / "plain").write_bytes(bytes(2_000_000))
+    encrypt_file(work / "plain", work / "big.smp", [key])
+    return work / "big.smp"
+
+
+def test_a_store_that_hangs_is_left_behind_and_repaired_later(stores: dict[str, Failing], big: Path) -> None:
+    hanging = Hanging(stores["two"]._folder)
+    manager = ConnectorManager({**stores, "two": hanging}, stall_timeout=0.3)
+    start = time.monotonic()
+    status = manager.sync_file(big)
+    assert time.monotonic() - start < 5
+    assert states(status) == {"one": INTACT, "two": UNREACHABLE, "three": INTACT}
+    assert "took nothing" in status.replicas["two"].reason
+    hanging.let_go.set()
+    hanging.takes = 10**6
+    assert manager.repair(status.object).state is ObjectState.FULL
+
+
+def test_two_of_three_that_hang_are_too_many(stores: dict[str, Failing], big: Path) -> None:
+    hanging = {name: Hanging(stores[name]._folder) for name in ("two", "three")}
+    manager = ConnectorManager({**stores, **hanging}, stall_timeout=0.3)
+    with pytest.raises(QuorumError, match="1 of 3"):
+        manager.sync_file(big)
+    for store in hanging.values():
+        store.let_go.set()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "cloud-put" for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(not list(store.list()) for store in stores.values())
+
+
+def test_a_slow_store_is_waited_for(stores: dict[str, Failing], big: Path) -> None:
+    """Slow is not stalled: each block comes in time."""
+
+    class Slow(Failing):
+        def put(self, key: str, source: Iterable[bytes], **options: object) -> ObjectInfo:
+            return super().put(key, (time.sleep(0.1) or block for block in source), **options)  # type: ignore[arg-type]
+
+    manager = ConnectorManager({**stores, "two": Slow(stores["two"]._folder)}, stall_timeout=0.4)
+    assert manager.sync_file(big).state is ObjectState.FULL
+
+
+def test_a_failed_put_is_tried_again_where_there_is_patience(stores: dict[str, Failing], container: Path) -> None:
+    class Once(Failing):
+        tries = 0
+
+        def put(self, key: str, source: Iterable[bytes], **options: object) -> ObjectInfo:
+            self.tries += 1
+            if self.tries == 1:
+                next(iter(source))
+                raise TransientError("in the middle")
+            return super().put(key, source, **options)  # type: ignore[arg-type]
+
+    once = Once(stores["two"]._folder)
+    manager = ConnectorManager({**stores, "two": Retrying(once, Patience(first=0.001))})
+    assert manager.sync_file(container).state is ObjectState.FULL
+    assert once.tries == 2

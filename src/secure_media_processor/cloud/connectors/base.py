@@ -114,7 +114,7 @@ class CloudConnector(ABC):
 
     def upload_file(self, path: Path | str, key: str, *, if_absent: bool = True) -> ObjectInfo:
         """Store the file `path`, as it is, under `key`. Raises as put, and MissingError or FileAccessError for `path`."""
-        return self.put(key, read_blocks(Path(path)), if_absent=if_absent)
+        return self.put(key, FileBlocks(Path(path)), if_absent=if_absent)
 
     def download_file(
         self, key: str, path: Path | str, *, digests: Mapping[str, str] | None = None, overwrite: bool = False
@@ -137,6 +137,16 @@ class CloudConnector(ABC):
     def list_files(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys begin with `prefix`; see list."""
         return self.list(prefix)
+
+
+@dataclass(frozen=True, slots=True)
+class FileBlocks:
+    """A file as a source for put that can be read again, and so be tried again."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[bytes]:
+        return read_blocks(self.path)
 
 
 def read_blocks(path: Path) -> Iterator[bytes]:
