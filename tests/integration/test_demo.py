@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +69,26 @@ def test_a_claim_that_does_not_hold_fails_the_demo(
     assert ran.code == 1
     assert "SMP-DEMO-FAILED" in ran.err
     assert "NO" in ran.text
+
+
+WITHOUT_PYDICOM = """
+import sys
+sys.modules["pydicom"] = None
+from secure_media_processor.cli.main import main
+main(sys.argv[1:])
+"""
+
+
+def test_without_pydicom_the_extra_is_named(work: Path, home: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_PYDICOM, "demo", "--folder", "kept"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 10
+    assert "pip install 'secure-media-processor[dicom]'" in done.stderr
+    assert left_in(work) == set()
+
+
+@pytest.mark.parametrize("name", ["Deidentifier", "read_folder"])
+def test_the_library_says_so_too(name: str) -> None:
+    code = f"import sys; sys.modules['pydicom'] = None\nfrom secure_media_processor import {name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert "MissingExtraError: pydicom is not installed" in done.stderr

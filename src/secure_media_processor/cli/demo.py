@@ -120,6 +120,8 @@ def demo(folder: Path | None) -> None:
     Example:
       smp demo --folder /tmp/smp-demo
     """
+    import secure_media_processor.medical.dicom  # noqa: F401 - says so, before anything is made, if pydicom is missing
+
     ui = current()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="smp-demo-") as name:

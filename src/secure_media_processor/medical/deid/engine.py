@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
-# isort: split - the reader, imported first, says so in our own words if pydicom is missing
 from pydicom import DataElement, Dataset, dcmwrite
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataset import FileMetaDataset

@@ -10,19 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pydicom
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
 from secure_media_processor.core.files import os_errors, smp_error_from
-from secure_media_processor.errors import FileAccessError, MissingExtraError, SmpError
-
-try:
-    import pydicom
-    from pydicom import Dataset
-    from pydicom.dataelem import RawDataElement
-    from pydicom.errors import InvalidDicomError
-    from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
-
-    from secure_media_processor.medical.dicom.silence import silent_pydicom
-except ImportError as error:
-    raise MissingExtraError("pydicom is not installed", hint="pip install 'secure-media-processor[dicom]'") from error
+from secure_media_processor.errors import FileAccessError, SmpError
+from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
