@@ -1,8 +1,8 @@
 """Taking the patient out of DICOM headers: the Basic Profile of PS3.15 Annex E, over every data set at every depth.
 
-Pixel data is never decoded or changed. What may hold an identity that a header cannot tell (burned-in text, documents) is
-quarantined: not written, and reported. Attributes that the table does not name stay as they are, except those that no
-dictionary knows.
+Pixel data is never decoded or changed. What may hold an identity that a header cannot tell (burned-in text, voices, documents)
+is quarantined: not written, and reported. Attributes that the table does not name stay as they are if a dictionary knows them
+and their values have the form of their VR; names of persons, web addresses and UIDs are replaced wherever they stand.
 """
 
 from __future__ import annotations
