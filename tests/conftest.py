@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import settings
 
 from secure_media_processor.cli.main import main
 from secure_media_processor.core.config import set_flags
 from secure_media_processor.core.keys import SymmetricKey
 
 NO_SKIP = "SMP_TEST_NO_SKIP"
+# A busy machine must not turn a slow example into a failure: no test here is about time.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.hookimpl(wrapper=True)
