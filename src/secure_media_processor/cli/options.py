@@ -27,7 +27,7 @@ class _FileOrPipe(click.ParamType[Path]):
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002 - see click
         path = Path(value)
         return PIPE if value == "-" else path.absolute() if path == PIPE else path
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from secure_media_processor.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MIB = 1 << 20
 # The size of a part in a multipart upload: a multiple of what Google Drive (256 KiB) and Dropbox (4 MiB) ask for.
@@ -99,3 +99,26 @@ def refuse_other(found: Mapping[str, str], expected: Mapping[str, str] | None) -
     common = found.keys() & expected.keys()
     if not common or any(found[name] != expected[name] for name in common):
         raise IntegrityError("the bytes are not those that were expected: their digest differs")
+
+
+def checked_parts(
+    source: Iterable[bytes], digester: Digester, expected: Mapping[str, str] | None
+) -> Iterator[tuple[bytes, bool]]:
+    """Yield the bytes of `source` in parts of PART_SIZE, each with whether it is the last; that is empty only if `source` is.
+
+    Raises:
+        IntegrityError: instead of the last part, without which a store keeps nothing: `digester` does not find `expected`.
+    """
+    part = bytearray()
+    for block in source:
+        digester.update(block)
+        rest = memoryview(block)
+        while rest:
+            if len(part) == PART_SIZE:  # known not to be the last only now that there is more
+                yield bytes(part), False
+                part.clear()
+            room = PART_SIZE - len(part)
+            part += rest[:room]
+            rest = rest[room:]
+    refuse_other(digester.hexdigests(), expected)
+    yield bytes(part), True

@@ -19,7 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
-from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, refuse_other
+from secure_media_processor.cloud.digests import Digester, Digests, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
 from secure_media_processor.errors import (
@@ -129,10 +129,8 @@ class DropboxConnector(CloudConnector):
         """
         path, digester = self._path(key), Digester({"dropbox", *(digests or ())})
         session, size = "", 0
-        for part, more in _parts(source, digester):
-            if not more:
-                refuse_other(digester.hexdigests(), digests)
-            if more or session:
+        for part, is_last in checked_parts(source, digester, digests):
+            if session or not is_last:
                 session = self._send_part(key, session, size, part)
             size += len(part)
         ours = digester.hexdigests()["dropbox"]
@@ -318,25 +316,6 @@ def _commit(path: str, *, if_absent: bool) -> dict[str, Any]:
         "mute": True,  # no message on the owner's desktop for each object
         "strict_conflict": if_absent,  # else Dropbox says yes to a second file of the same content
     }
-
-
-def _parts(source: Iterable[bytes], digester: Digester) -> Iterator[tuple[bytes, bool]]:
-    """Yield the bytes of `source`, which `digester` gets too, in parts, each with whether more follow.
-
-    Each part with more to follow has PART_SIZE bytes; the last has so many at most, and may be empty.
-    """
-    gathered = bytearray()
-    for block in source:
-        digester.update(block)
-        view = memoryview(block)
-        while len(gathered) + len(view) > PART_SIZE:
-            room = PART_SIZE - len(gathered)
-            gathered += view[:room]
-            view = view[room:]
-            yield bytes(gathered), True
-            gathered.clear()
-        gathered += view
-    yield bytes(gathered), False
 
 
 def _is_key(text: str) -> bool:

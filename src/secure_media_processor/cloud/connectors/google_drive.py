@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
 from secure_media_processor.cloud.connectors.google_http import Account, Http, object_in, refuse_missing_extra
-from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, refuse_other
+from secure_media_processor.cloud.digests import Digester, Digests, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
 from secure_media_processor.errors import (
@@ -139,7 +139,7 @@ class GoogleDriveConnector(CloudConnector):
         if present and if_absent:
             raise ExistsError(f"there is an object {key} already")
         digester = Digester({"sha256", "md5", *(digests or ())})
-        parts = _parts(source, digester, digests)
+        parts = checked_parts(source, digester, digests)
         first = next(parts)  # what a source or digest has against it mostly shows before anything is sent
         target = self._place_of(min(present, key=_rank)) if present else self._new_place(key, folder)
         try:
@@ -503,27 +503,6 @@ def _multipart(metadata: dict[str, Any], data: bytes) -> tuple[bytes, str]:
         f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
     )
     return b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode())), f"multipart/related; boundary={boundary}"
-
-
-def _parts(source: Iterable[bytes], digester: Digester, expected: Mapping[str, str] | None) -> Iterator[tuple[bytes, bool]]:
-    """Yield the bytes of `source` in parts of PART_SIZE, each with whether it is the last, which is empty only if `source` is.
-
-    Raises:
-        IntegrityError: instead of the last part, without which Drive stores nothing: `digester` does not find `expected`.
-    """
-    part = bytearray()
-    for block in source:
-        digester.update(block)
-        rest = memoryview(block)
-        while rest:
-            if len(part) == PART_SIZE:  # known not to be the last only now that there is more
-                yield bytes(part), False
-                part.clear()
-            room = PART_SIZE - len(part)
-            part += rest[:room]
-            rest = rest[room:]
-    refuse_other(digester.hexdigests(), expected)
-    yield bytes(part), True
 
 
 # ----------------------------------------------------------------------------------- resumable uploads

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
-from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, refuse_other
+from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
 from secure_media_processor.errors import (
@@ -105,19 +105,15 @@ class S3Connector(CloudConnector):
         if if_absent and not self._conditional:
             self._refuse_taken(key)
         condition = {"IfNoneMatch": "*"} if if_absent and self._conditional else {}
-        digester = Digester(digests or ())
-        parts = _parts(source)
-        first = next(parts)
-        second = next(parts, None)
-        if second is None:
-            digester.update(first)
-            refuse_other(digester.hexdigests(), digests)
+        parts = checked_parts(source, Digester(digests or ()), digests)
+        first, is_last = next(parts)
+        if is_last:
             checksum = b64encode(hashlib.sha256(first).digest()).decode()
             with _our_errors(f"store {key}"):
                 self._client.put_object(Bucket=self._bucket, Key=name, Body=first, ChecksumSHA256=checksum, **condition)
             return ObjectInfo(key, len(first))
-        size = self._put_parts(key, itertools.chain((first, second), parts), digester, digests, condition)
-        return ObjectInfo(key, size)
+        rest = (part for part, _ in parts)
+        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), condition))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -173,21 +169,13 @@ class S3Connector(CloudConnector):
         """Close the connections."""
         self._client.close()
 
-    def _put_parts(
-        self,
-        key: str,
-        parts: Iterable[bytes],
-        digester: Digester,
-        digests: Mapping[str, str] | None,
-        condition: dict[str, str],
-    ) -> int:
+    def _put_parts(self, key: str, parts: Iterable[bytes], condition: dict[str, str]) -> int:
         """Store an object in a multipart upload and return its size. Nothing is left of it after an error."""
         with _our_errors(f"store {key}"):
             begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._name(key), ChecksumAlgorithm="SHA256")
         upload = {"Bucket": self._bucket, "Key": self._name(key), "UploadId": begun["UploadId"]}
         try:
-            sent = self._send_parts(key, upload, parts, digester)
-            refuse_other(digester.hexdigests(), digests)
+            sent = self._send_parts(key, upload, parts)
             listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in sent]
             with _our_errors(f"store {key}"):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed}, **condition)
@@ -197,7 +185,7 @@ class S3Connector(CloudConnector):
             raise
         return sum(part.size for part in sent)
 
-    def _send_parts(self, key: str, upload: dict[str, str], parts: Iterable[bytes], digester: Digester) -> Sequence[_SentPart]:
+    def _send_parts(self, key: str, upload: dict[str, str], parts: Iterable[bytes]) -> Sequence[_SentPart]:
         """Send all parts, some at a time, and return them in order."""
         sent: list[_SentPart] = []
         pending: deque[Future[_SentPart]] = deque()
@@ -205,7 +193,6 @@ class S3Connector(CloudConnector):
             for number, part in enumerate(parts, start=1):
                 if number > _MAX_PARTS:
                     raise UsageError(f"an object of more than {_MAX_PARTS * PART_SIZE >> 30} GiB cannot be stored in S3")
-                digester.update(part)
                 if len(pending) == _PARALLEL_PARTS:
                     sent.append(pending.popleft().result())
                 pending.append(pool.submit(self._send_part, key, upload, number, part))
@@ -264,20 +251,6 @@ def _client(endpoint_url: str | None, region: str | None, profile: str | None, t
         response_checksum_validation="when_required",
     )
     return session.client("s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config)
-
-
-def _parts(source: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of `source` in parts of PART_SIZE; the last is shorter or full, and the only one may be empty."""
-    gathered = bytearray()
-    empty = True
-    for block in source:
-        gathered += block
-        while len(gathered) >= PART_SIZE:
-            yield bytes(gathered[:PART_SIZE])
-            del gathered[:PART_SIZE]
-            empty = False
-    if gathered or empty:
-        yield bytes(gathered)
 
 
 def _kept_digest(checksum: str, size: int) -> Digests | None:
