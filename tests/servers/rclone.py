@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -13,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from servers.programs import installed
 from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, free_port
 
 
 def program() -> str | None:
     """Return the path of rclone, None if it is not installed."""
-    return shutil.which("rclone")
+    return installed("rclone")
 
 
 def run(*args: str | Path, endpoint: str | None = None) -> bytes:

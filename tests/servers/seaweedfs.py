@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from servers.programs import installed
 
 ACCESS_KEY, SECRET_KEY = "kkkk", "secretsecret"
 
@@ -28,7 +29,7 @@ class S3Server:
 
 def program() -> str | None:
     """Return the path of SeaweedFS, None if it is not installed."""
-    return shutil.which("weed")
+    return installed("weed")
 
 
 @contextmanager
