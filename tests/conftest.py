@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ NO_SKIP = "SMP_TEST_NO_SKIP"
 # A busy machine must not turn a slow example into a failure: no test here is about time.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+# Whoever runs the tests in the background of a script has SIGINT ignored, and with it every program that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

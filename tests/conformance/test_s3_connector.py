@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import boto3
@@ -19,7 +19,7 @@ from secure_media_processor.cloud.digests import PART_SIZE, Digester
 from secure_media_processor.cloud.manager import ObjectState, ReplicaState
 from secure_media_processor.cloud.testing import ConnectorConformance
 from secure_media_processor.cloud.wrappers import Patience, Retrying
-from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError
+from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError, UsageError
 from servers import seaweedfs
 from servers.fault_proxy import FaultProxy, proxying
 from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, S3Server
@@ -100,7 +100,8 @@ def test_bytes_that_change_on_the_way_are_refused(store: S3Connector, monkeypatc
     real = hashlib.sha256
     for size in (1000, 2 * PART_SIZE + 5):
         with monkeypatch.context() as patch:
-            patch.setattr("secure_media_processor.cloud.connectors.s3.hashlib.sha256", lambda data: real(bytes(data) + b"x"))
+            wrong = property(lambda part: real(bytes(part) + b"x").digest())
+            patch.setattr("secure_media_processor.cloud.digests.Part.sha256", wrong)
             with pytest.raises(IntegrityError):
                 store.put("changed", [bytes(size)])
         with pytest.raises(MissingError):
@@ -108,10 +109,65 @@ def test_bytes_that_change_on_the_way_are_refused(store: S3Connector, monkeypatc
     assert uploads(store) == []
 
 
+class Record:
+    """A ResumeRecord in memory that remembers all that was ever saved."""
+
+    def __init__(self) -> None:
+        self.saved: list[Mapping[str, str]] = [{}]
+
+    def load(self) -> Mapping[str, str]:
+        return self.saved[-1]
+
+    def save(self, state: Mapping[str, str]) -> None:
+        self.saved.append(dict(state))
+
+
+def cut_off(data: bytes, after: int, error: BaseException) -> Iterator[bytes]:
+    yield data[:after]
+    raise error
+
+
+@pytest.mark.parametrize("error", [TransientError("the line broke"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_upload_that_was_cut_off_sends_only_what_is_missing(store: S3Connector, error: BaseException) -> None:
+    """Parts that S3 has are not sent again, and the object is the right one."""
+    data, record, sent = secrets.token_bytes(6 * PART_SIZE + 5), Record(), []
+    with pytest.raises(type(error)):
+        store.put("cut", cut_off(data, 4 * PART_SIZE, error), resume=record)
+    there = len(store._parts_of("cut", {"Bucket": store._bucket, "Key": store._prefix + "cut", "UploadId": uploads(store)[0]}))
+    assert there >= 3  # the newest is held back until it is known whether it is the last
+    store._client.meta.events.register(
+        "before-send.s3.UploadPart", lambda request, **_: sent.append(int(request.headers["Content-Length"]))
+    )
+    store.put("cut", [data], resume=record)
+    assert sum(sent) == len(data) - there * PART_SIZE
+    assert b"".join(store.get("cut")) == data
+    assert (record.load(), uploads(store)) == ({}, [])
+
+
+def test_an_upload_that_s3_gave_up_begins_anew(store: S3Connector) -> None:
+    """Rules of the bucket may remove unfinished uploads."""
+    data, record = secrets.token_bytes(3 * PART_SIZE), Record()
+    with pytest.raises(TransientError):
+        store.put("cut", cut_off(data, 2 * PART_SIZE, TransientError("the line broke")), resume=record)
+    upload = {"Bucket": store._bucket, "Key": store._prefix + "cut", "UploadId": record.load()["upload_id"]}
+    store._client.abort_multipart_upload(**upload)
+    store.put("cut", [data], resume=record)
+    assert b"".join(store.get("cut")) == data
+
+
+def test_a_permanent_error_leaves_no_upload_and_no_record(store: S3Connector) -> None:
+    """It would be the same the next time."""
+    record = Record()
+    with pytest.raises(UsageError):
+        store.put("cut", cut_off(bytes(2 * PART_SIZE), 2 * PART_SIZE, UsageError("no")), resume=record)
+    assert (record.load(), uploads(store)) == ({}, [])
+    assert any(record.saved)
+
+
 def uploads(store: S3Connector) -> list[str]:
     """Return the uploads that were begun and neither completed nor aborted."""
     found = store._client.list_multipart_uploads(Bucket=store._bucket).get("Uploads", [])
-    return [upload["Key"] for upload in found if upload["Key"].startswith(store._prefix)]
+    return [upload["UploadId"] for upload in found if upload["Key"].startswith(store._prefix)]
 
 
 def test_a_source_that_fails_in_the_third_part_leaves_no_upload(store: S3Connector) -> None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from secure_media_processor.errors import IntegrityError
@@ -32,6 +33,15 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+class Part(bytes):
+    """A part of an object: PART_SIZE bytes, fewer only in the last. Its SHA-256 is computed once, for all who need it."""
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """The SHA-256 of the part, 32 bytes."""
+        return hashlib.sha256(self).digest()
+
+
 class BlockHash:
     """SHA-256 over the concatenated SHA-256 digests of blocks of one size; the last block may be shorter."""
 
@@ -43,6 +53,9 @@ class BlockHash:
 
     def update(self, data: bytes, /) -> None:
         """Add `data`, of any length."""
+        if isinstance(data, Part) and self._block == PART_SIZE == len(data) and not self._filled:
+            self._outer.update(data.sha256)
+            return
         view = memoryview(data)
         while view:
             part = view[: self._block - self._filled]
@@ -103,22 +116,36 @@ def refuse_other(found: Mapping[str, str], expected: Mapping[str, str] | None) -
 
 def checked_parts(
     source: Iterable[bytes], digester: Digester, expected: Mapping[str, str] | None
-) -> Iterator[tuple[bytes, bool]]:
-    """Yield the bytes of `source` in parts of PART_SIZE, each with whether it is the last; that is empty only if `source` is.
+) -> Iterator[tuple[Part, bool]]:
+    """Yield the bytes of `source` in parts, each with whether it is the last; that is empty only if `source` is.
 
     Raises:
         IntegrityError: instead of the last part, without which a store keeps nothing: `digester` does not find `expected`.
     """
-    part = bytearray()
+    held: Part | None = None
+    for part in cut_into_parts(source):
+        digester.update(part)
+        if held is not None:  # known not to be the last only now that there is more
+            yield held, False
+        held = part
+    refuse_other(digester.hexdigests(), expected)
+    yield held or Part(), True
+
+
+def cut_into_parts(source: Iterable[bytes]) -> Iterator[Part]:
+    """Yield the bytes of `source` in parts; those that come as parts pass through as they are."""
+    filled = bytearray()
     for block in source:
-        digester.update(block)
+        if isinstance(block, Part) and len(block) == PART_SIZE and not filled:
+            yield block
+            continue
         rest = memoryview(block)
         while rest:
-            if len(part) == PART_SIZE:  # known not to be the last only now that there is more
-                yield bytes(part), False
-                part.clear()
-            room = PART_SIZE - len(part)
-            part += rest[:room]
+            room = PART_SIZE - len(filled)
+            filled += rest[:room]
             rest = rest[room:]
-    refuse_other(digester.hexdigests(), expected)
-    yield bytes(part), True
+            if len(filled) == PART_SIZE:
+                yield Part(filled)
+                filled.clear()
+    if filled:
+        yield Part(filled)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from secure_media_processor.cloud.digests import Digester
-from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, UsageError
+from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
@@ -104,6 +104,18 @@ class ConnectorConformance:
         with pytest.raises(MissingError):
             connector.stat("broken")
         assert not list(connector.list())
+
+    def test_an_upload_that_was_cut_off_can_be_taken_up_again(self, connector: CloudConnector) -> None:
+        """With a record: nothing under the key after the cut, the whole object after the second put, and an empty record."""
+        data = secrets.token_bytes(33 * 1024 * 1024 + 5)
+        record = _Record()
+        for cut in (_SourceError(), TransientError("the line broke")):
+            with pytest.raises(type(cut)):
+                connector.put("resumed", _cut_off(data, 25_000_000, cut), resume=record)
+            assert not list(connector.list())
+        info = connector.put("resumed", _blocks(data), resume=record)
+        assert (info.size, record.load()) == (len(data), {})
+        assert b"".join(connector.get("resumed")) == data
 
     def test_absent_objects(self, connector: CloudConnector) -> None:
         """Every method says that it is not there."""
@@ -191,6 +203,24 @@ class _SourceError(Exception):
 def _blocks(data: bytes) -> Iterator[bytes]:
     for start in range(0, len(data), 65_537):  # a block size that fits nobody's
         yield data[start : start + 65_537]
+
+
+def _cut_off(data: bytes, after: int, error: Exception) -> Iterator[bytes]:
+    yield from _blocks(data[:after])
+    raise error
+
+
+class _Record:
+    """A ResumeRecord in memory."""
+
+    def __init__(self) -> None:
+        self._state: Mapping[str, str] = {}
+
+    def load(self) -> Mapping[str, str]:
+        return self._state
+
+    def save(self, state: Mapping[str, str]) -> None:
+        self._state = dict(state)
 
 
 def _failing() -> Iterator[bytes]:

@@ -25,7 +25,7 @@ from secure_media_processor.errors import ExistsError, IntegrityError, MissingEr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from secure_media_processor.cloud.connectors.base import Capabilities
+    from secure_media_processor.cloud.connectors.base import Capabilities, ResumeRecord
     from secure_media_processor.cloud.digests import Digests
     from secure_media_processor.core.audit import AuditLog
     from secure_media_processor.core.rate_limiter import RateLimiter
@@ -45,10 +45,16 @@ class Wrapper(CloudConnector):
         return self._inner.capabilities
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store an object; see CloudConnector."""
-        return self._inner.put(key, source, digests=digests, if_absent=if_absent)
+        return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -120,7 +126,13 @@ class Retrying(Wrapper):
         self._limiter, self._clock, self._sleep = limiter, clock, sleep
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store an object; see CloudConnector. A `source` that can be read only once, such as a generator, gets one try.
 
@@ -128,14 +140,14 @@ class Retrying(Wrapper):
         been stored.
         """
         if iter(source) is source:
-            return self._inner.put(key, source, digests=digests, if_absent=if_absent)
+            return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
         tries = 0
 
         def attempt() -> ObjectInfo:
             nonlocal tries
             tries += 1
             try:
-                return self._inner.put(key, source, digests=digests, if_absent=if_absent)
+                return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
             except ExistsError:
                 if tries == 1 or not self._holds(key, source):
                     raise
@@ -250,13 +262,19 @@ class Paced(Wrapper):
         self._limiter = limiter
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store an object; see CloudConnector."""
         paced = _PacedSource(source, self._limiter)
         # What can be read only once must not look as if it could be read again.
         blocks = iter(paced) if iter(source) is source else paced
-        return self._inner.put(key, blocks, digests=digests, if_absent=if_absent)
+        return self._inner.put(key, blocks, digests=digests, if_absent=if_absent, resume=resume)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -285,7 +303,13 @@ class Rehearsing(Wrapper):
         self._tell = tell
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,  # noqa: ARG002 - nothing is sent
     ) -> ObjectInfo:
         """Check what a put would check before it sends anything, and say what it would store."""
         check_key(key)
@@ -316,11 +340,17 @@ class Audited(Wrapper):
         self._log = log
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store an object; see CloudConnector."""
         with self._recorded("cloud.put", key):
-            return self._inner.put(key, source, digests=digests, if_absent=if_absent)
+            return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""

@@ -13,7 +13,7 @@ import pytest
 
 from conftest import left_in
 from secure_media_processor import ConnectorManager, LocalConnector, SymmetricKey, encrypt_file
-from secure_media_processor.cloud.connectors.base import ObjectInfo
+from secure_media_processor.cloud.connectors.base import ObjectInfo, ResumeRecord
 from secure_media_processor.cloud.digests import Digests
 from secure_media_processor.cloud.manager import ObjectState, ReplicaState, StoredObject
 from secure_media_processor.cloud.wrappers import Patience, Retrying
@@ -50,10 +50,16 @@ class Failing(LocalConnector):
             raise self.error
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         self._fail()
-        return super().put(key, source, digests=digests, if_absent=if_absent)
+        return super().put(key, source, digests=digests, if_absent=if_absent, resume=resume)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         self._fail()
@@ -289,7 +295,13 @@ class Hanging(Failing):
         self.takes = 1
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         def slow() -> Iterator[bytes]:
             for number, block in enumerate(source):
@@ -297,7 +309,7 @@ class Hanging(Failing):
                     self.let_go.wait(30)
                 yield block
 
-        return super().put(key, slow(), digests=digests, if_absent=if_absent)
+        return super().put(key, slow(), digests=digests, if_absent=if_absent, resume=resume)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import left_in
 from secure_media_processor import AuditLog, LocalConnector, RateLimiter
-from secure_media_processor.cloud.connectors.base import CloudConnector, ObjectInfo
+from secure_media_processor.cloud.connectors.base import CloudConnector, ObjectInfo, ResumeRecord
 from secure_media_processor.cloud.digests import Digests
 from secure_media_processor.cloud.testing import ConnectorConformance
 from secure_media_processor.cloud.wrappers import Audited, Paced, Patience, Rehearsing, Retrying
@@ -41,11 +41,17 @@ class Scripted(LocalConnector):
             raise error
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         self.calls += 1
         self._next(self.script)
-        info = super().put(key, source, digests=digests, if_absent=if_absent)
+        info = super().put(key, source, digests=digests, if_absent=if_absent, resume=resume)
         self._next(self.after)
         return info
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
 from secure_media_processor.core.files import COPY_BLOCK, atomic_write, open_source, os_errors
@@ -48,6 +48,16 @@ class ObjectInfo:
     """Bytes."""
 
 
+class ResumeRecord(Protocol):
+    """Where a put keeps what it must know to go on with an upload that was cut off."""
+
+    def load(self) -> Mapping[str, str]:
+        """Return what was saved last; empty if nothing was."""
+
+    def save(self, state: Mapping[str, str]) -> None:
+        """Keep `state`, a few short texts such as the id of an upload session. It is safe on disk on return."""
+
+
 class CloudConnector(ABC):
     """One store."""
 
@@ -58,7 +68,13 @@ class CloudConnector(ABC):
 
     @abstractmethod
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store the bytes of `source` under `key`. Not retried by the caller unless `source` can be made anew.
 
@@ -67,6 +83,10 @@ class CloudConnector(ABC):
             source: Blocks of any size, read once.
             digests: What the object must hash to. It is refused, and nothing stored, if it does not.
             if_absent: Refuse if the key is taken; otherwise replace.
+            resume: With it, an upload that is cut off (a retryable error, the death of the process) may leave what it has sent
+                with the store, and a later put of the same bytes under the same key with the same record sends only what is
+                missing. That the bytes are the same is the caller's promise. After any other error, and when the object is
+                complete, nothing is left and the record is empty. A connector may ignore it.
 
         Raises:
             ExistsError: the key is taken. Permanent.

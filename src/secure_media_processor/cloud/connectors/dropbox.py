@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     import requests
 
+    from secure_media_processor.cloud.connectors.base import ResumeRecord
+
 # How often the SDK repeats one request that met a 429 or a 5xx: enough for a hiccup in the middle of a large upload, whose
 # source cannot be read twice. More patience is the business of the wrapper around a connector.
 _RETRIES = 2
@@ -121,7 +123,13 @@ class DropboxConnector(CloudConnector):
         return Capabilities(frozenset({"dropbox"}), atomic_create=True, digests_are_stored=True)
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store the bytes of `source` under `key`; see CloudConnector. No more than three parts of 8 MiB are in memory.
 

@@ -28,6 +28,8 @@ from secure_media_processor.errors import ExistsError, FileAccessError, MissingE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from secure_media_processor.cloud.connectors.base import ResumeRecord
+
 # Marks the folder of a store. A folder without it is a disk that is not mounted, not an empty store.
 _MARK = ".smp-store"
 
@@ -56,7 +58,13 @@ class LocalConnector(CloudConnector):
         return Capabilities(frozenset({"sha256"}), atomic_create=True, digests_are_stored=False)
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,  # noqa: ARG002 - what was cut off leaves nothing here
     ) -> ObjectInfo:
         """Store the bytes of `source` under `key`; see CloudConnector."""
         path = self._path(key)

@@ -7,7 +7,6 @@ digests are ours.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from base64 import b64decode, b64encode
 from collections import deque
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
-from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, checked_parts
+from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, Part, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
 from secure_media_processor.errors import (
@@ -35,6 +34,8 @@ from secure_media_processor.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from secure_media_processor.cloud.connectors.base import ResumeRecord
 
 # What S3 allows in one multipart upload; with parts of 8 MiB the largest object has 78 GiB.
 _MAX_PARTS = 10_000
@@ -98,7 +99,13 @@ class S3Connector(CloudConnector):
         return Capabilities(frozenset({"sha256", "sha256-8m"}), atomic_create=self._conditional, digests_are_stored=True)
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store the bytes of `source` under `key`; see CloudConnector. UsageError over 78 GiB."""
         name = self._name(key)
@@ -108,12 +115,12 @@ class S3Connector(CloudConnector):
         parts = checked_parts(source, Digester(digests or ()), digests)
         first, is_last = next(parts)
         if is_last:
-            checksum = b64encode(hashlib.sha256(first).digest()).decode()
+            checksum = b64encode(first.sha256).decode()
             with _our_errors(f"store {key}"):
                 self._client.put_object(Bucket=self._bucket, Key=name, Body=first, ChecksumSHA256=checksum, **condition)
             return ObjectInfo(key, len(first))
         rest = (part for part, _ in parts)
-        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), condition))
+        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), condition, resume))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -169,24 +176,52 @@ class S3Connector(CloudConnector):
         """Close the connections."""
         self._client.close()
 
-    def _put_parts(self, key: str, parts: Iterable[bytes], condition: dict[str, str]) -> int:
-        """Store an object in a multipart upload and return its size. Nothing is left of it after an error."""
-        with _our_errors(f"store {key}"):
-            begun = self._client.create_multipart_upload(Bucket=self._bucket, Key=self._name(key), ChecksumAlgorithm="SHA256")
-        upload = {"Bucket": self._bucket, "Key": self._name(key), "UploadId": begun["UploadId"]}
+    def _put_parts(self, key: str, parts: Iterable[Part], condition: dict[str, str], resume: ResumeRecord | None) -> int:
+        """Store an object in a multipart upload and return its size. What is left after an error stands in `resume`."""
+        upload, there = self._begin(key, resume)
         try:
-            sent = self._send_parts(key, upload, parts)
+            sent = self._send_parts(key, upload, parts, there)
             listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in sent]
             with _our_errors(f"store {key}"):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed}, **condition)
-        except BaseException:
-            with suppress(SmpError), _our_errors("abort"):  # the error above tells what matters
-                self._client.abort_multipart_upload(**upload)
+        except BaseException as error:
+            if resume is None or (isinstance(error, SmpError) and not error.retryable):
+                with suppress(SmpError), _our_errors("abort"):  # the error above tells what matters
+                    self._client.abort_multipart_upload(**upload)
+                _clear(resume)
             raise
+        _clear(resume)
         return sum(part.size for part in sent)
 
-    def _send_parts(self, key: str, upload: dict[str, str], parts: Iterable[bytes]) -> Sequence[_SentPart]:
-        """Send all parts, some at a time, and return them in order."""
+    def _begin(self, key: str, resume: ResumeRecord | None) -> tuple[dict[str, str], Mapping[int, _SentPart]]:
+        """Return a multipart upload, the one in `resume` if S3 still has it, and the parts that it has already."""
+        name = {"Bucket": self._bucket, "Key": self._name(key)}
+        begun = dict(resume.load()) if resume is not None else {}
+        if begun:
+            upload = {**name, "UploadId": begun["upload_id"]}
+            with suppress(MissingError):  # S3's rules have removed it, or it was completed
+                return upload, self._parts_of(key, upload)
+        with _our_errors(f"store {key}"):
+            answer = self._client.create_multipart_upload(**name, ChecksumAlgorithm="SHA256")
+        if resume is not None:
+            resume.save({"upload_id": answer["UploadId"]})
+        return {**name, "UploadId": answer["UploadId"]}, {}
+
+    def _parts_of(self, key: str, upload: dict[str, str]) -> Mapping[int, _SentPart]:
+        with _our_errors(f"find what is there of {key}"):
+            pages = self._client.get_paginator("list_parts").paginate(**upload)
+            parts = [part for page in pages for part in page.get("Parts", ())]
+        return {
+            int(part["PartNumber"]): _SentPart(
+                int(part["PartNumber"]), part["ETag"], part.get("ChecksumSHA256", ""), int(part["Size"])
+            )
+            for part in parts
+        }
+
+    def _send_parts(
+        self, key: str, upload: dict[str, str], parts: Iterable[Part], there: Mapping[int, _SentPart]
+    ) -> Sequence[_SentPart]:
+        """Send all parts that are not `there`, some at a time, and return all in order."""
         sent: list[_SentPart] = []
         pending: deque[Future[_SentPart]] = deque()
         with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="s3-part") as pool:
@@ -195,12 +230,15 @@ class S3Connector(CloudConnector):
                     raise UsageError(f"an object of more than {_MAX_PARTS * PART_SIZE >> 30} GiB cannot be stored in S3")
                 if len(pending) == _PARALLEL_PARTS:
                     sent.append(pending.popleft().result())
-                pending.append(pool.submit(self._send_part, key, upload, number, part))
+                pending.append(pool.submit(self._send_part, key, upload, number, part, there.get(number)))
             sent.extend(future.result() for future in pending)
         return sent
 
-    def _send_part(self, key: str, upload: dict[str, str], number: int, data: bytes) -> _SentPart:
-        checksum = b64encode(hashlib.sha256(data).digest()).decode()
+    def _send_part(self, key: str, upload: dict[str, str], number: int, data: Part, there: _SentPart | None) -> _SentPart:
+        checksum = b64encode(data.sha256).decode()
+        # A server that lists no checksum has at least checked it when the part came; a part that is not whole it never lists.
+        if there is not None and there.size == len(data) and there.checksum in ("", checksum):
+            return _SentPart(number, there.etag, checksum, len(data))
         with _our_errors(f"store {key}"):
             answer = self._client.upload_part(**upload, PartNumber=number, Body=data, ChecksumSHA256=checksum)
         return _SentPart(number, answer["ETag"], checksum, len(data))
@@ -221,6 +259,11 @@ class _SentPart:
     checksum: str
     """SHA-256, Base64."""
     size: int
+
+
+def _clear(resume: ResumeRecord | None) -> None:
+    if resume is not None:
+        resume.save({})
 
 
 class _RangeError(Exception):
