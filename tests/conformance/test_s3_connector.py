@@ -16,7 +16,7 @@ from botocore.config import Config
 from secure_media_processor import ConnectorManager, LocalConnector, SymmetricKey, encrypt_file
 from secure_media_processor.cloud.connectors.s3 import S3Connector
 from secure_media_processor.cloud.digests import PART_SIZE, Digester
-from secure_media_processor.cloud.manager import ObjectState, ReplicaState
+from secure_media_processor.cloud.objects import ObjectState, ReplicaState
 from secure_media_processor.cloud.testing import ConnectorConformance
 from secure_media_processor.cloud.wrappers import Patience, Retrying
 from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError, UsageError

@@ -22,7 +22,8 @@ import click
 from secure_media_processor.cli.options import FILE, output_options
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.cloud.connectors.local import LocalConnector
-from secure_media_processor.cloud.manager import ConnectorManager, ObjectState, ObjectStatus, ReplicaState
+from secure_media_processor.cloud.manager import ConnectorManager
+from secure_media_processor.cloud.objects import ObjectState, ObjectStatus, ReplicaState
 from secure_media_processor.core.audit import AuditLog
 from secure_media_processor.core.encryption import SUFFIX, decrypt_file, encrypt_file
 from secure_media_processor.core.files import make_private_folder
@@ -32,7 +33,7 @@ from secure_media_processor.errors import ExistsError, SmpError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from secure_media_processor.cloud.manager import StoredObject
+    from secure_media_processor.cloud.objects import StoredObject
     from secure_media_processor.medical.deid.engine import DeidReport
     from secure_media_processor.medical.dicom.reader import Instance
 

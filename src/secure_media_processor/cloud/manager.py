@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, TypeVar
 
+from secure_media_processor.cloud.broadcast import Broadcast, CalledOffError, TooFewError
 from secure_media_processor.cloud.connectors.base import read_blocks
-from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
+from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts, refuse_other
+from secure_media_processor.cloud.objects import ObjectStatus, Replica, ReplicaState, StoredObject
+from secure_media_processor.cloud.reading import Replicas, read_raw
 from secure_media_processor.core.encryption import read_file_id
 from secure_media_processor.core.files import atomic_write
 from secure_media_processor.errors import (
+    ExistsError,
     FileAccessError,
     IntegrityError,
     MissingError,
@@ -28,94 +30,63 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from secure_media_processor.cloud.connectors.base import CloudConnector
+    from secure_media_processor.cloud.connectors.base import CloudConnector, ResumeRecord
 
 # A store that takes nothing for so long (seconds) will hardly take the rest in time; it is repaired later.
-_STALL_TIMEOUT = 60.0
-_LOOK_EVERY = 0.25  # seconds
+_STALL_TIMEOUT = 120.0
+# Before a store that failed is given the object again: once soon, for an answer that was lost, once when it may have recovered.
+_PAUSES = (0.5, 3.0)  # seconds
+# So long a store that failed each time is left alone: a thousand files must not wait for it a thousand times.
+_LEFT_ALONE = 60.0  # seconds
 # Enough that no two objects ever get the same key by chance.
 _KEY_BYTES = 16
 
+_Result = TypeVar("_Result")
 
-class ReplicaState(StrEnum):
-    """What one store has of an object."""
-
-    INTACT = "intact"
-    DAMAGED = "damaged"
-    MISSING = "missing"
-    UNREACHABLE = "unreachable"
+Producer = Callable[[Callable[[Part], None]], None]
+"""Calls what it is given with each part of an object, in order. Called again, it gives the same parts again."""
 
 
-class ObjectState(StrEnum):
-    """What all stores together have of an object."""
-
-    FULL = "full"
-    """Every store has an intact copy."""
-    DEGRADED = "degraded"
-    """Some store has, and not every one."""
-    LOST = "lost"
-    """No store that answers has."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """How to find an object again and to know that it is the right one."""
-
-    key: str
-    size: int
-    """Bytes of ciphertext."""
-    digests: Digests
-    """Of the ciphertext: SHA-256, and whatever else the stores report by themselves (cloud/digests.py)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """An object in one store."""
-
-    state: ReplicaState
-    reason: str = ""
-    """Why it is not intact, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectStatus:
-    """An object in all stores."""
-
-    object: StoredObject
-    replicas: Mapping[str, Replica]
-    """Name of the store → what it has."""
-
-    @property
-    def state(self) -> ObjectState:
-        """The replicas in one word."""
-        intact = sum(replica.state is ReplicaState.INTACT for replica in self.replicas.values())
-        if intact == len(self.replicas):
-            return ObjectState.FULL
-        return ObjectState.DEGRADED if intact else ObjectState.LOST
+def new_key() -> str:
+    """Return a key for a new object: random, it tells nothing."""
+    return secrets.token_hex(_KEY_BYTES)
 
 
 class ConnectorManager:
     """Several stores that hold the same objects."""
 
     def __init__(
-        self, connectors: Mapping[str, CloudConnector], *, quorum: int | None = None, stall_timeout: float = _STALL_TIMEOUT
+        self,
+        connectors: Mapping[str, CloudConnector],
+        *,
+        quorum: int | None = None,
+        stall_timeout: float = _STALL_TIMEOUT,
+        pauses: Sequence[float] = _PAUSES,
     ) -> None:
         """Use `connectors`, by name.
 
         Args:
             connectors: At least one.
             quorum: How many stores must take an object for a write to succeed; the majority unless given.
-            stall_timeout: Seconds without a byte taken after which a store is left behind; the others do not wait for it.
+            stall_timeout: Seconds for which a store may take nothing, or keep a quorum of others waiting, before it is left
+                behind.
+            pauses: Seconds before each further try to store an object where that failed for a reason that may pass.
         """
         if not connectors:
             raise UsageError("at least one store is needed")
         self._connectors = dict(connectors)
-        self._stall_timeout = stall_timeout
-        self._quorum = len(connectors) // 2 + 1 if quorum is None else quorum
-        if not 1 <= self._quorum <= len(connectors):
-            raise UsageError(f"a quorum of {self._quorum} cannot be met by {len(connectors)} stores")
+        self._stall_timeout, self._pauses = stall_timeout, tuple(pauses)
+        self.quorum = len(connectors) // 2 + 1 if quorum is None else quorum
+        if not 1 <= self.quorum <= len(connectors):
+            raise UsageError(f"a quorum of {self.quorum} cannot be met by {len(connectors)} stores")
+        self._left_alone: dict[str, tuple[SmpError, float]] = {}
+
+    @property
+    def connectors(self) -> Mapping[str, CloudConnector]:
+        """The stores, by name."""
+        return self._connectors
 
     def sync_file(self, path: Path | str) -> ObjectStatus:
         """Store the encrypted file `path` in every store, all at the same time, under a random key that tells nothing.
@@ -132,20 +103,101 @@ class ConnectorManager:
         """
         path = Path(path)
         read_file_id(path)
-        names = {"sha256"}.union(*(store.capabilities.native_digests for store in self._connectors.values()))
-        item = _describe(path, secrets.token_hex(_KEY_BYTES), names)
-        transfers = {name: _Transfer(store, item, path) for name, store in self._connectors.items()}
-        outcomes: dict[str, Replica] = {}
+
+        def produce(send: Callable[[Part], None]) -> None:
+            for part in cut_into_parts(read_blocks(path)):
+                send(part)
+
+        return self.store(new_key(), produce)
+
+    def store(
+        self,
+        key: str,
+        produce: Producer,
+        *,
+        records: Mapping[str, ResumeRecord] | None = None,
+        taken_up: bool = False,
+    ) -> ObjectStatus:
+        """Store what `produce` gives under `key` in every store, all at the same time.
+
+        A store that fails for a reason that may pass is given the object again when the others are done.
+
+        Args:
+            key: From new_key.
+            produce: Gives the parts; called again only if a store failed.
+            records: Where a put keeps what lets it be taken up later, by name of the store.
+            taken_up: Whether an earlier process began this, so that some stores may have the object.
+
+        Returns:
+            Where it is now; degraded if the quorum was met and not every store took it.
+
+        Raises:
+            QuorumError: too few stores took it; what was written has been removed again where that was possible.
+            CredentialsError, NoSpaceError and the like: so too, for this reason everywhere.
+        """
+        work = _Work(key, self._digest_names(), records or {})
+        for name, store in self._connectors.items():
+            error, until = self._left_alone.get(name, (None, 0.0))
+            if error is not None and time.monotonic() < until:
+                work.errors[name] = error
+            elif taken_up and _has(store, key):
+                work.errors[name] = ExistsError("it has the object already")
+            else:
+                work.targets[name] = store
         try:
-            outcomes = _finish(transfers, self._stall_timeout)
-        finally:
-            written = sum(replica.state is ReplicaState.INTACT for replica in outcomes.values())
-            if written < self._quorum:
-                self._withdraw(item, besides={name for name, transfer in transfers.items() if transfer.left_behind})
-        if written < self._quorum:
-            reasons = "; ".join(f"{name}: {replica.reason}" for name, replica in outcomes.items() if replica.reason)
-            raise QuorumError(f"{written} of {len(outcomes)} stores took the object, {self._quorum} must ({reasons})")
-        return ObjectStatus(item, outcomes)
+            self._rounds(work, produce)
+        except BaseException as error:
+            # What is cut off with records is taken up later. An error of ours is one of the source, which will not be the same.
+            if isinstance(error, SmpError) or not records:
+                self._withdraw(key, besides=work.hanging)
+            raise
+        return self._judge(work)
+
+    def delete(self, key: str) -> dict[str, SmpError | None]:
+        """Remove the object `key` from every store. Returns for each the error that kept it from that; absent is removed."""
+
+        def act(store: CloudConnector) -> SmpError | None:
+            try:
+                with suppress(MissingError):
+                    store.delete(key)
+            except SmpError as error:
+                return error
+            return None
+
+        return self._everywhere(act)
+
+    def _digest_names(self) -> set[str]:
+        return set().union(*(store.capabilities.native_digests for store in self._connectors.values()))
+
+    def _rounds(self, work: _Work, produce: Producer) -> None:
+        """Send the object until each store has it, or has failed for good or each time."""
+        for pause in (0.0, *self._pauses):
+            time.sleep(pause)
+            missing = self.quorum - work.taken()
+            if len(work.targets) < missing:
+                break
+            work.send(produce, min(len(work.targets), max(1, missing)), self._stall_timeout)
+            if not work.targets:
+                break
+        end = time.monotonic() + _LEFT_ALONE
+        for name in (*work.targets, *work.hanging):
+            error = work.errors[name]
+            if error is not None:
+                self._left_alone[name] = (error, end)
+
+    def _judge(self, work: _Work) -> ObjectStatus:
+        """Return where the object is. Raises if that is not enough."""
+        item = work.item
+        replicas = {name: _replica(self._connectors[name], item, work.errors[name]) for name in self._connectors}
+        failed = {name: replica.reason for name, replica in replicas.items() if replica.state is not ReplicaState.INTACT}
+        if len(replicas) - len(failed) >= self.quorum:
+            return ObjectStatus(item, replicas)
+        self._withdraw(work.key, besides=work.hanging)
+        errors = {name: error for name in failed if not isinstance(error := work.errors[name], CalledOffError)}
+        reasons = "; ".join(f"{name}: {failed[name]}" for name in errors)
+        able = len(replicas) - len(errors)
+        message = f"{able} of {len(replicas)} stores can take the object, {self.quorum} must ({reasons})"
+        raise _in_common([*errors.values()], message) or QuorumError(message)
 
     def verify(self, item: StoredObject) -> ObjectStatus:
         """Ask every store for its own digest of `item`. A store that cannot be asked is reported, never taken as empty."""
@@ -185,7 +237,7 @@ class ConnectorManager:
                 file.seek(0)
                 file.truncate()
                 try:
-                    _copy_into(file, store, item)
+                    read_raw(Replicas({name: store}, item), file)
                 except SmpError as error:  # of the store: what goes wrong with the file is no SmpError here
                     reasons.append(f"{name}: {error}")
                     may_return = may_return or error.retryable
@@ -203,14 +255,14 @@ class ConnectorManager:
                 continue
             return
 
-    def _withdraw(self, item: StoredObject, *, besides: set[str]) -> None:
-        """Remove `item` from every store but those that hang: one that gave no answer may have it all the same."""
+    def _withdraw(self, key: str, *, besides: set[str]) -> None:
+        """Remove an object from every store but those that hang: one that gave no answer may have it all the same."""
         for name, store in self._connectors.items():
             if name not in besides:
                 with suppress(SmpError):  # it cannot be helped, and the error that led here tells the rest
-                    store.delete(item.key)
+                    store.delete(key)
 
-    def _everywhere(self, act: Callable[[CloudConnector], Replica]) -> dict[str, Replica]:
+    def _everywhere(self, act: Callable[[CloudConnector], _Result]) -> dict[str, _Result]:
         """Act on all stores at once. Errors of the tree become part of the answer; others are mistakes and are raised."""
         with ThreadPoolExecutor(len(self._connectors)) as pool:
             futures = {name: pool.submit(act, store) for name, store in self._connectors.items()}
@@ -222,77 +274,78 @@ def _unavailable(item: StoredObject, reasons: list[str], *, may_return: bool) ->
     return TransientError(message) if may_return else ObjectLostError(message)
 
 
-def _describe(path: Path, key: str, names: Iterable[str]) -> StoredObject:
-    """Return `path` as an object, with the digests `names`, computed in one pass."""
-    digester, size = Digester(names), 0
-    for block in read_blocks(path):
-        digester.update(block)
-        size += len(block)
-    return StoredObject(key, size, digester.hexdigests())
+class _Work:
+    """An object on its way into the stores."""
+
+    def __init__(self, key: str, names: Iterable[str], records: Mapping[str, ResumeRecord]) -> None:
+        self.key, self._names, self._records = key, set(names), records
+        self.targets: dict[str, CloudConnector] = {}
+        """Stores that it is still to be sent to."""
+        self.errors: dict[str, SmpError | None] = {}
+        """Why a store does not have it; None if it has."""
+        self.hanging: set[str] = set()
+        self._sent = StoredObject(key, 0, {})
+
+    @property
+    def item(self) -> StoredObject:
+        """The object, as it was sent last."""
+        return self._sent
+
+    def taken(self) -> int:
+        """Return how many stores have it, as far as they say so."""
+        return sum(error is None or isinstance(error, ExistsError) for error in self.errors.values())
+
+    def send(self, produce: Producer, needed: int, stall_timeout: float) -> None:
+        """Send the object to all targets; those that have it, or fail for good, are none any more."""
+        digester, size = Digester(self._names), 0
+        broadcast = Broadcast(self.targets, self.key, needed=needed, stall_timeout=stall_timeout, records=self._records)
+
+        def send(part: Part) -> None:
+            nonlocal size
+            broadcast.send(part)
+            digester.update(part)
+            size += len(part)
+
+        with broadcast, suppress(TooFewError):
+            produce(send)
+            self._sent = StoredObject(self.key, size, digester.hexdigests())
+            broadcast.finish()
+        self.errors |= broadcast.outcome()
+        self.hanging |= broadcast.hanging
+        self.targets = {
+            name: store
+            for name, store in self.targets.items()
+            if name not in self.hanging and (error := self.errors[name]) is not None and error.retryable
+        }
 
 
-def _copy_into(file: BinaryIO, store: CloudConnector, item: StoredObject) -> None:
-    """Write `item` to `file` and check it on the way. Raises as get, and IntegrityError."""
-    digester = Digester(item.digests)
-    for block in store.get(item.key):
-        digester.update(block)
-        file.write(block)
-    refuse_other(digester.hexdigests(), item.digests)
+def _has(store: CloudConnector, key: str) -> bool:
+    """Return whether the store has an object of that key. One that does not answer is asked again by the put."""
+    try:
+        store.stat(key)
+    except SmpError:
+        return False
+    return True
 
 
-class _Transfer:
-    """A put into one store, in a thread of its own that nobody has to wait for. As a source it knows when it was last read."""
-
-    def __init__(self, store: CloudConnector, item: StoredObject, path: Path) -> None:
-        self._store, self._item, self._path = store, item, path
-        self._moved = time.monotonic()
-        self.left_behind = False
-        self.replica: Replica | None = None
-        self.mistake: BaseException | None = None
-        # A daemon: a store that hangs for ever must not keep the program from ending.
-        self.thread = Thread(target=self._run, name="cloud-put", daemon=True)
-
-    def __iter__(self) -> Iterator[bytes]:
-        for block in read_blocks(self._path):
-            if self.left_behind:
-                raise TransientError("it was left behind")
-            self._moved = time.monotonic()
-            yield block
-
-    def leave_behind_if_stalled(self, timeout: float) -> None:
-        """Give the store up if it has taken nothing for `timeout` seconds."""
-        if time.monotonic() - self._moved > timeout:
-            self.left_behind = True
-            self.replica = Replica(ReplicaState.UNREACHABLE, f"it took nothing for {timeout:.0f} s")
-
-    def _run(self) -> None:
-        try:
-            self._store.put(self._item.key, self, digests=self._item.digests)
-            replica = Replica(ReplicaState.INTACT)
-        except SmpError as error:
-            replica = Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
-        except BaseException as error:  # noqa: BLE001 - raised by _finish in the thread of the caller
-            self.mistake = error
-            return
-        if not self.left_behind:
-            self.replica = replica
+def _replica(store: CloudConnector, item: StoredObject, error: SmpError | None) -> Replica:
+    """Return what a store has, given how the put ended."""
+    match error:
+        case None:
+            return Replica(ReplicaState.INTACT)
+        case ExistsError():  # nobody else has this key: an earlier try came through, and only its answer was lost
+            return _check(store, item)
+        case _:
+            return Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
 
 
-def _finish(transfers: Mapping[str, _Transfer], stall_timeout: float) -> dict[str, Replica]:
-    """Run all transfers at the same time until each has ended or stalled. A mistake in a connector is raised."""
-    for transfer in transfers.values():
-        transfer.thread.start()
-    pending = list(transfers.values())
-    while pending:
-        pending[0].thread.join(min(_LOOK_EVERY, stall_timeout))
-        for transfer in pending:
-            if transfer.thread.is_alive():
-                transfer.leave_behind_if_stalled(stall_timeout)
-        pending = [transfer for transfer in pending if transfer.thread.is_alive() and not transfer.left_behind]
-    for transfer in transfers.values():
-        if transfer.mistake is not None:
-            raise transfer.mistake
-    return {name: transfer.replica for name, transfer in transfers.items() if transfer.replica is not None}
+def _in_common(errors: Sequence[SmpError | None], message: str) -> SmpError | None:
+    """Return an error of the class that all `errors` have in common, if that is one for which no retry helps."""
+    kinds = {type(error) for error in errors}
+    first = errors[0] if errors else None
+    if len(kinds) > 1 or first is None or first.retryable or isinstance(first, ExistsError):
+        return None
+    return type(first)(message, hint=first.hint)
 
 
 def _check(store: CloudConnector, item: StoredObject) -> Replica:

@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from secure_media_processor.core.container import (
     parse_header,
 )
 from secure_media_processor.core.files import atomic_write, open_source, os_errors, read_full, refuse_same_file
-from secure_media_processor.core.payload import Progress, decrypt_payload, encrypt_payload
+from secure_media_processor.core.payload import SALT_SIZE, Progress, decrypt_payload, encrypt_payload
 from secure_media_processor.core.recipients import unwrap_file_key
 from secure_media_processor.errors import IntegrityError, TruncatedError
 
@@ -91,7 +91,7 @@ def encrypt_file(
     with open_source(source) as data:
         refuse_same_file(source, target)
         with atomic_write(target, overwrite=overwrite) as output:
-            facts = _facts(source, data)
+            facts = describe_file(source, data)
             return _encrypt(_Named(data, source), output, recipients, facts, progress)
 
 
@@ -106,9 +106,9 @@ def encrypt_stream(
 
     If `source` is an open regular file, its name and modification time are recorded as encrypt_file does.
     """
-    facts = _NO_FACTS
+    facts = NO_FACTS
     if isinstance(source, FileIO) and isinstance(source.name, str):
-        facts = _facts(Path(source.name), source)
+        facts = describe_file(Path(source.name), source)
     return _encrypt(source, sink, recipients, facts, progress)
 
 
@@ -170,6 +170,53 @@ def verify_file(
         return decrypt_stream(_Named(data, source), None, identities, progress=progress)
 
 
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """All that is drawn at random for one container. With it the same data gives the same bytes.
+
+    That is what lets an upload be taken up after its process died. It must never be used for other data: two texts under one
+    key and nonce betray each other, and GCM its authentication key. Whoever keeps a Sealing keeps digests of what it gave,
+    too, and compares before a byte leaves the machine.
+    """
+
+    header: bytes
+    """The container's header; it holds the file key, wrapped."""
+    salt: bytes
+    """24 bytes; public, the payload begins with it."""
+    file_key: bytes = field(repr=False)
+
+    @classmethod
+    def new(cls, recipients: Sequence[Recipient]) -> Sealing:
+        """Draw everything anew, for a container that each of `recipients` can open."""
+        file_key, prefix = secrets.token_bytes(FILE_KEY_SIZE), new_prefix()
+        header = build_header(prefix, [recipient.wrap(file_key, prefix) for recipient in recipients], file_key)
+        return cls(header, secrets.token_bytes(SALT_SIZE), file_key)
+
+    @classmethod
+    def restore(cls, header: bytes, salt: bytes, identities: Sequence[Identity]) -> Sealing:
+        """Return the sealing whose header and salt were kept. Raises as unwrap_file_key."""
+        return cls(header, salt, unwrap_file_key(parse_header(header), identities))
+
+
+def seal_stream(
+    source: Source, sink: Sink, sealing: Sealing, facts: Original, *, progress: Callable[[int], None] | None = None
+) -> Container:
+    """Encrypt `source`, read to its end, into `sink`, as `sealing` has it; see there before using one twice.
+
+    Args:
+        source: The data.
+        sink: Gets the container.
+        sealing: For this data alone.
+        facts: From describe_file, or NO_FACTS for data without a name; size and SHA-256 are filled in.
+        progress: Called with the number of bytes read so far.
+    """
+    header = parse_header(sealing.header)
+    sink.write(sealing.header)
+    counter = Progress(progress)
+    original = encrypt_payload(source, sink, sealing.file_key, header.prefix, facts=facts, progress=counter, salt=sealing.salt)
+    return Container(header.file_id.hex(), original)
+
+
 def read_file_id(source: Path | str) -> bytes:
     """Return the 16-byte file id of the encrypted file `source`, not authenticated. Raises IntegrityError if it is none."""
     source = Path(source)
@@ -177,7 +224,8 @@ def read_file_id(source: Path | str) -> bytes:
         return _read_header(_Named(data, source)).file_id
 
 
-_NO_FACTS = Original(size=0, sha256="")
+NO_FACTS = Original(size=0, sha256="")
+"""What is known of data that comes through a pipe."""
 
 
 @contextmanager
@@ -203,11 +251,11 @@ def _encrypt(
     return Container(parse_header(header).file_id.hex(), original)
 
 
-def _facts(path: Path, file: FileIO) -> Original:
-    """Return what is known of a file before it is read."""
+def describe_file(path: Path, file: FileIO) -> Original:
+    """Return what the trailer will say of the open `file` and is known before it is read: its name, time and media type."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
-        return _NO_FACTS  # the name of a pipe says nothing of what comes through it
+        return NO_FACTS  # the name of a pipe says nothing of what comes through it
     mtime_ns = status.st_mtime_ns if 0 <= status.st_mtime_ns <= MAX_INTEGER else None
     suffixes = path.name.lower().removesuffix(".gz")
     media_type = "application/x-nifti" if suffixes.endswith(".nii") else _MEDIA_TYPES.get(path.suffix.lower())

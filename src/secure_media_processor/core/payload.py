@@ -1,12 +1,14 @@
 """The payload of an SMP1 container: Cobblestone-256 over the data and its trailer, in constant memory.
 
-docs/format/container.md is the contract. The library's class does the encryption; the single-chunk reader here only names the
-place and kind of damage after that class has refused a file.
+docs/format/container.md is the contract. For a file that is read or written from end to end the library's class does the work.
+ChunkCipher is the same cipher chunk by chunk: it names the place and kind of damage after that class has refused a file, makes
+the same bytes again when an upload is taken up, and opens chunks that come from several places.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hmac
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
@@ -26,21 +28,21 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from secure_media_processor.core.files import Sink, Source
 
-_CHUNK = 16384
+CHUNK = 16384
 _TAG = 16
-_SEALED_CHUNK = _CHUNK + _TAG
-_SALT = 24
-_HEAD = _SALT + 32  # salt and commitment
+SEALED_CHUNK = CHUNK + _TAG
+SALT_SIZE = 24
+HEAD_SIZE = SALT_SIZE + 32  # salt and commitment
 _NONCE = 12
 
 # Sixteen chunks, 256 KiB: large enough that calls cost nothing, small enough for the second-level cache. The trailer (at most
 # 4096 bytes) always lies within the last two blocks.
-_BLOCK = 16 * _CHUNK
-_SEALED_BLOCK = 16 * _SEALED_CHUNK
+_BLOCK = 16 * CHUNK
+_SEALED_BLOCK = 16 * SEALED_CHUNK
 
 
 @dataclass(slots=True)
@@ -58,12 +60,27 @@ class Progress:
 
 
 def encrypt_payload(
-    source: Source, sink: Sink, file_key: bytes, prefix: bytes, *, facts: Original, progress: Progress
+    source: Source,
+    sink: Sink,
+    file_key: bytes,
+    prefix: bytes,
+    *,
+    facts: Original,
+    progress: Progress,
+    salt: bytes | None = None,
 ) -> Original:
-    """Read `source` to its end and write the payload. Returns `facts` with size and SHA-256 filled in."""
-    encryptor = Cobblestone256Encryptor(file_key, _context(prefix))
+    """Read `source` to its end and write the payload. Returns `facts` with size and SHA-256 filled in.
+
+    With a `salt` (24 random bytes) the same source gives the same bytes each time. Whoever passes one twice must see to it that
+    no byte differs before any leaves the machine: two texts under one key and nonce betray each other.
+    """
+    encryptor: Cobblestone256Encryptor | _ChunkEncryptor
+    if salt is None:
+        encryptor = Cobblestone256Encryptor(file_key, _context(prefix))
+    else:
+        encryptor = _ChunkEncryptor(ChunkCipher.of(file_key, salt, prefix))
     # The first call gives the head too; a chunk may be completed by a block that began inside it.
-    sealed = memoryview(bytearray(_HEAD + _SEALED_BLOCK + _SEALED_CHUNK))
+    sealed = memoryview(bytearray(HEAD_SIZE + _SEALED_BLOCK + SEALED_CHUNK))
     size = 0
     with Sha256Ring(_BLOCK) as ring:
         filled = _BLOCK
@@ -90,17 +107,17 @@ def decrypt_payload(
         PayloadDamagedError, TruncatedError, TrailingDataError: with the byte of the file where it happened.
         ChecksumError: the trailer tells of other data.
     """
-    head = bytearray(_HEAD)
+    head = bytearray(HEAD_SIZE)
     filled = read_full(source, memoryview(head))
-    if filled < _HEAD:
+    if filled < HEAD_SIZE:
         raise TruncatedError(f"the file is cut short: it ends at byte {offset + filled}")
     decryptor = Cobblestone256Decryptor(file_key, _context(prefix))
     try:
         decryptor.update(head)
     except InvalidTag:
         raise PayloadDamagedError(f"the file is damaged at byte {offset}") from None
-    offset += _HEAD
-    progress.add(_HEAD)
+    offset += HEAD_SIZE
+    progress.add(HEAD_SIZE)
     sealed = memoryview(bytearray(_SEALED_BLOCK))
     held: memoryview | None = None  # the trailer may reach back into the block before the last
     index = size = 0
@@ -113,13 +130,13 @@ def decrypt_payload(
                 opened = decryptor.update_into(sealed[:filled], block)
                 rest = decryptor.finalize() if filled < _SEALED_BLOCK else None
             except InvalidTag:
-                chunks = _Chunks.of(file_key, bytes(head), prefix)
+                chunks = ChunkCipher.of(file_key, bytes(head[:SALT_SIZE]), prefix)
                 raise chunks.diagnose(bytes(sealed[:filled]), index, offset) from None
             if rest is not None:
                 break
             if held is not None:
                 size += _pass_on(held, sink, ring)
-            held, index, offset = block, index + _SEALED_BLOCK // _SEALED_CHUNK, offset + filled
+            held, index, offset = block, index + _SEALED_BLOCK // SEALED_CHUNK, offset + filled
         tail = b"".join((held or b"", block[:opened], rest))
         original, trailer_size = Original.from_trailer(tail)
         data = tail[: len(tail) - trailer_size]
@@ -144,23 +161,47 @@ def _context(prefix: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunks:
-    """Chunks of one payload, opened singly over AESGCM (the library's class opens them only in order)."""
+class ChunkCipher:
+    """Cobblestone-256 of one payload, chunk by chunk, over AESGCM (the library's class takes them only in order)."""
 
-    key: bytes
-    base_nonce: int
+    head: bytes
+    """What the payload begins with: the salt and the commitment to the key."""
+    aead: AESGCM = field(repr=False)
+    key: bytes = field(repr=False)
+    base_nonce: int = field(repr=False)
 
     @classmethod
-    def of(cls, file_key: bytes, head: bytes, prefix: bytes) -> _Chunks:
-        info = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00" + head[:_SALT] + _context(prefix)
-        derived = derive(file_key, info, 32 + _NONCE + 32)
-        return cls(derived[:32], int.from_bytes(derived[32 : 32 + _NONCE], "big"))
+    def of(cls, file_key: bytes, salt: bytes, prefix: bytes) -> ChunkCipher:
+        """Return the cipher of the payload that begins with `salt` (24 bytes) in the container that begins with `prefix`."""
+        info = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\x00" + salt + _context(prefix)
+        derived = derive(file_key, info, 32 + _NONCE + HEAD_SIZE - SALT_SIZE)
+        key, base_nonce = derived[:32], int.from_bytes(derived[32 : 32 + _NONCE], "big")
+        return cls(salt + derived[32 + _NONCE :], AESGCM(key), key, base_nonce)
+
+    @classmethod
+    def from_head(cls, file_key: bytes, head: bytes, prefix: bytes) -> ChunkCipher:
+        """Return the cipher of the payload that begins with `head`. Raises PayloadDamagedError if that is for another key."""
+        cipher = cls.of(file_key, head[:SALT_SIZE], prefix)
+        if not hmac.compare_digest(cipher.head, head):
+            raise PayloadDamagedError("the file is damaged: the first bytes of its payload are not those of its key")
+        return cipher
+
+    def seal(self, index: int, data: bytes | memoryview) -> bytes:
+        """Return chunk `index` encrypted: the data (16,384 bytes, fewer in the last chunk) and a tag of 16."""
+        return self.aead.encrypt(self._nonce(index), data, None)
+
+    def open(self, index: int, chunk: bytes | memoryview) -> bytes | None:
+        """Return the data in chunk `index`; None if it is not authentic."""
+        try:
+            return self.aead.decrypt(self._nonce(index), chunk, None)
+        except InvalidTag:
+            return None
 
     def diagnose(self, sealed: bytes, index: int, offset: int) -> IntegrityError:
         """Name what is wrong with a block that was refused; `sealed` begins with chunk `index` at byte `offset` of the file."""
-        for position in range(0, len(sealed), _SEALED_CHUNK):
-            chunk = sealed[position : position + _SEALED_CHUNK]
-            if not (len(chunk) == _SEALED_CHUNK and self._authentic(index, chunk)):
+        for position in range(0, len(sealed), SEALED_CHUNK):
+            chunk = sealed[position : position + SEALED_CHUNK]
+            if not (len(chunk) == SEALED_CHUNK and self.open(index, chunk) is not None):
                 return self._diagnose_chunk(chunk, index, offset + position)
             index += 1
         return TruncatedError(f"the file is cut short: it ends at byte {offset + len(sealed)}")
@@ -169,18 +210,11 @@ class _Chunks:
         """Name what is wrong with the first chunk that is not an authentic full one."""
         text = self._open_unauthenticated(index, chunk)
         for end in ends_like_payload(text):
-            if end + _TAG < len(chunk) and self._authentic(index, chunk[: end + _TAG]):
+            if end + _TAG < len(chunk) and self.open(index, chunk[: end + _TAG]) is not None:
                 return TrailingDataError(f"{offset + end + _TAG} bytes are the file; more were added after them")
-        if len(chunk) == _SEALED_CHUNK or text[:-_TAG].endswith(TRAILER_MAGIC):
+        if len(chunk) == SEALED_CHUNK or text[:-_TAG].endswith(TRAILER_MAGIC):
             return PayloadDamagedError(f"the file is damaged between byte {offset} and byte {offset + len(chunk) - 1}")
         return TruncatedError(f"the file is cut short, or damaged after byte {offset}: it ends at byte {offset + len(chunk)}")
-
-    def _authentic(self, index: int, chunk: bytes) -> bool:
-        try:
-            AESGCM(self.key).decrypt(self._nonce(index), chunk, None)
-        except InvalidTag:
-            return False
-        return True
 
     def _open_unauthenticated(self, index: int, chunk: bytes) -> bytes:
         # GCM encrypts in counter mode and starts the data at block 2 (SP 800-38D section 7.1).
@@ -189,3 +223,43 @@ class _Chunks:
 
     def _nonce(self, index: int) -> bytes:
         return (self.base_nonce ^ index).to_bytes(_NONCE, "big")
+
+
+class _ChunkEncryptor:
+    """Cobblestone256Encryptor over a ChunkCipher."""
+
+    def __init__(self, cipher: ChunkCipher) -> None:
+        self._cipher = cipher
+        self._index = 0
+        self._begun = b""
+        """Data of a chunk that is not full yet."""
+        self._head = cipher.head
+
+    def update_into(self, data: bytes | memoryview, out: memoryview) -> int:
+        """Encrypt `data`; write what is complete to `out` and return how much that is."""
+        written = 0
+        for piece in self._pieces(data):
+            out[written : written + len(piece)] = piece
+            written += len(piece)
+        return written
+
+    def update(self, data: bytes) -> bytes:
+        """Encrypt `data`; return what is complete."""
+        return b"".join(self._pieces(data))
+
+    def finalize(self) -> bytes:
+        """Return the last chunk."""
+        return self._cipher.seal(self._index, self._begun)
+
+    def _pieces(self, data: bytes | memoryview) -> Iterator[bytes]:
+        head, self._head = self._head, b""
+        if head:
+            yield head
+        if self._begun:
+            data = self._begun + bytes(data)
+        view = memoryview(data)
+        full = len(view) - len(view) % CHUNK
+        for start in range(0, full, CHUNK):
+            yield self._cipher.seal(self._index, view[start : start + CHUNK])
+            self._index += 1
+        self._begun = bytes(view[full:])

@@ -1,0 +1,243 @@
+"""Reading an object of which several stores have a copy: from any of them, and from the next when one fails or lies.
+
+Nothing that a store sends is trusted. A container is opened chunk by chunk, and a chunk that is not authentic is asked of the
+next store; what is written is authenticated, always. An object that was stored as it was is compared with its digests when all
+of it is there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from secure_media_processor.cloud.digests import Digester, refuse_other
+from secure_media_processor.core.container import LEAD_SIZE, MAX_TRAILER, Original, header_length, parse_header
+from secure_media_processor.core.payload import CHUNK, HEAD_SIZE, SEALED_CHUNK, ChunkCipher
+from secure_media_processor.core.recipients import unwrap_file_key
+from secure_media_processor.errors import (
+    ChecksumError,
+    IntegrityError,
+    ObjectLostError,
+    PayloadDamagedError,
+    SmpError,
+    TransientError,
+    TruncatedError,
+    WrongKeyError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from hashlib import _Hash
+
+    from secure_media_processor.cloud.connectors.base import CloudConnector
+    from secure_media_processor.cloud.objects import StoredObject
+    from secure_media_processor.core.files import Sink
+    from secure_media_processor.core.recipients import Identity
+
+# What is asked of a store at once, 512 chunks: 8 MiB, the size of a part.
+_RANGE = 512 * SEALED_CHUNK
+# Ranges on their way at the same time, so that neither a far store nor one that gives each connection little is slow.
+_PARALLEL = 4
+# The first request asks for this much, which holds the header, unless it has very many recipients.
+_TAG = SEALED_CHUNK - CHUNK
+
+
+class Replicas:
+    """The copies of one object. Stores that fail or lie are not asked again."""
+
+    def __init__(self, stores: Mapping[str, CloudConnector], item: StoredObject) -> None:
+        """Read `item` from `stores`, the first one first."""
+        self.item = item
+        self._stores = dict(stores)
+        self._reasons: list[str] = []
+        self._may_return = False
+
+    def give_up(self, name: str, error: SmpError) -> None:
+        """Do not ask the store `name` any more."""
+        if self._stores.pop(name, None) is not None:
+            self._reasons.append(f"{name}: {error}")
+            self._may_return = self._may_return or error.retryable
+
+    def fetch(self, offset: int, length: int) -> tuple[str, bytes]:
+        """Return `length` bytes from `offset` on, and the name of the store that gave them.
+
+        Raises:
+            ObjectLostError: no store does.
+            TransientError: no store does, and some did not answer.
+        """
+        for name, store in list(self._stores.items()):
+            try:
+                data = b"".join(store.get(self.item.key, offset=offset, length=length))
+                if len(data) != length:
+                    raise TruncatedError(f"the object ends at byte {offset + len(data)} of {self.item.size}")
+            except SmpError as error:
+                self.give_up(name, error)
+            else:
+                return name, data
+        raise self.unavailable()
+
+    def ranges(self, start: int, end: int) -> Iterator[tuple[int, str, bytes]]:
+        """Yield the bytes from `start` to `end`: the offset of each range, the store that it came from, and the bytes.
+
+        The next ranges are fetched meanwhile. Raises as fetch.
+        """
+        pending: deque[tuple[int, Future[tuple[str, bytes]]]] = deque()
+        pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="cloud-get")
+        try:
+            for offset in range(start, end, _RANGE):
+                pending.append((offset, pool.submit(self.fetch, offset, min(_RANGE, end - offset))))
+                if len(pending) == _PARALLEL:
+                    at, future = pending.popleft()
+                    yield (at, *future.result())
+            while pending:
+                at, future = pending.popleft()
+                yield (at, *future.result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # whoever turns away does not wait for what is on its way
+
+    def unavailable(self) -> SmpError:
+        """Return the error that says why no store gives the object."""
+        message = f"no store gives the object {self.item.key} intact ({'; '.join(self._reasons) or 'there is no store'})"
+        return TransientError(message) if self._may_return else ObjectLostError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class SealedObject:
+    """An object that is an SMP1 container, its header read and its key unwrapped."""
+
+    replicas: Replicas
+    cipher: ChunkCipher
+    start: int
+    """Offset of chunk 0."""
+
+    @classmethod
+    def open(cls, replicas: Replicas, identities: Sequence[Identity]) -> SealedObject:
+        """Read the header of an object.
+
+        Raises:
+            WrongKeyError, KeyMissingError: it is for nobody in `identities`.
+            ObjectLostError, TransientError: no store gives a header that is sound.
+        """
+        while True:
+            name, data = replicas.fetch(0, min(replicas.item.size, SEALED_CHUNK))
+            try:
+                length = header_length(data[:LEAD_SIZE])
+                start = length + HEAD_SIZE
+                if (replicas.item.size - start) % SEALED_CHUNK < _TAG:  # also if it is less than 0: the last chunk is too short
+                    raise TruncatedError("it is cut short")
+                if start > len(data):
+                    name, data = replicas.fetch(0, start)
+                header = parse_header(data[:length])
+                file_key = unwrap_file_key(header, identities)
+                return cls(replicas, ChunkCipher.from_head(file_key, data[length:start], header.prefix), start)
+            except WrongKeyError:
+                raise
+            except IntegrityError as error:
+                replicas.give_up(name, error)
+
+    @property
+    def plain_size(self) -> int:
+        """Bytes of data and trailer."""
+        payload = self.replicas.item.size - self.start
+        return payload - _TAG * (payload // SEALED_CHUNK + 1)
+
+    def blocks(self, start: int, end: int) -> Iterator[bytes]:
+        """Yield the plaintext from `start` to `end`, authenticated, in blocks; both are offsets into data and trailer.
+
+        Raises:
+            ObjectLostError, TransientError: no store gives bytes that are authentic.
+        """
+        while start < end:
+            index, skip = divmod(start, CHUNK)
+            for _, name, sealed in self.replicas.ranges(self._at(index), self._at(-(-end // CHUNK))):
+                opened = self._open(index, sealed)
+                block = memoryview(opened)[skip : skip + end - start]
+                if block:
+                    yield bytes(block)
+                start += len(block)
+                if len(opened) < _plain_size(len(sealed)):
+                    self.replicas.give_up(name, PayloadDamagedError(f"its copy is damaged in chunk {start // CHUNK}"))
+                    break
+                index, skip = index + len(opened) // CHUNK, 0
+
+    def _open(self, index: int, sealed: bytes) -> bytes:
+        """Return the data of the chunks in `sealed`, up to the first that is not authentic."""
+        view, opened = memoryview(sealed), []
+        for number, position in enumerate(range(0, len(sealed), SEALED_CHUNK), start=index):
+            data = self.cipher.open(number, view[position : position + SEALED_CHUNK])
+            if data is None:
+                break
+            opened.append(data)
+        return b"".join(opened)
+
+    def _at(self, index: int) -> int:
+        """Return the offset of chunk `index`, or the end of the object."""
+        return min(self.start + index * SEALED_CHUNK, self.replicas.item.size)
+
+
+def read_container(
+    sealed: SealedObject,
+    sink: Sink,
+    *,
+    start: int = 0,
+    known: _Hash | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Original:
+    """Write the data of an object to `sink`, from byte `start` on (a multiple of 16,384), and return its trailer.
+
+    What is written is authentic; that it is all, and has its SHA-256, is known only on return.
+
+    Args:
+        sealed: The object.
+        sink: Gets the data.
+        start: How much of the data the caller has already.
+        known: SHA-256 of that.
+        progress: Called with the number of bytes of data so far.
+
+    Raises:
+        ChecksumError: the trailer tells of other data.
+        ObjectLostError, TransientError: as SealedObject.blocks.
+    """
+    digest = known or sha256()
+    end, position = sealed.plain_size, start
+    safe = max(start, end - MAX_TRAILER)  # what is before this is no trailer
+    tail = bytearray()
+    for block in sealed.blocks(start, end):
+        data = memoryview(block)[: max(0, safe - position)]
+        sink.write(data)
+        digest.update(data)
+        tail += memoryview(block)[len(data) :]
+        position += len(block)
+        if progress is not None:
+            progress(position)
+    original, trailer_size = Original.from_trailer(bytes(tail))
+    rest = tail[: len(tail) - trailer_size]
+    sink.write(bytes(rest))
+    digest.update(rest)
+    if (original.size, original.sha256) != (end - trailer_size, digest.hexdigest()):
+        raise ChecksumError("the object decrypts, but its contents are not those recorded when it was encrypted")
+    return original
+
+
+def read_raw(replicas: Replicas, sink: Sink, *, progress: Callable[[int], None] | None = None) -> None:
+    """Write an object to `sink` as the stores have it, and compare it with its digests.
+
+    Raises:
+        IntegrityError: it is another one.
+        ObjectLostError, TransientError: as Replicas.fetch.
+    """
+    digester = Digester(replicas.item.digests)
+    for offset, _, data in replicas.ranges(0, replicas.item.size):
+        sink.write(data)
+        digester.update(data)
+        if progress is not None:
+            progress(offset + len(data))
+    refuse_other(digester.hexdigests(), replicas.item.digests)
+
+
+def _plain_size(sealed: int) -> int:
+    """Return how many bytes of data are in chunks of `sealed` bytes together."""
+    return sealed - _TAG * -(-sealed // SEALED_CHUNK)
