@@ -4,6 +4,7 @@
 
     SmpError                     SMP-ERROR             exit 1
     ├── FileAccessError          SMP-FILE-ACCESS            1
+    ├── SourceChangedError       SMP-SOURCE-CHANGED         1
     ├── UsageError               SMP-USAGE                  2
     │   ├── SameFileError        SMP-SAME-FILE              2
     │   └── ConfigError          SMP-CONFIG                 2
@@ -66,6 +67,13 @@ class FileAccessError(SmpError):
     """A file or folder cannot be read or written: no permission, a read-only disk, a folder where a file belongs."""
 
     code = "SMP-FILE-ACCESS"
+
+
+class SourceChangedError(SmpError):
+    """A file was changed while it was read: what was read may be half old and half new. Nothing was kept of it."""
+
+    code = "SMP-SOURCE-CHANGED"
+    default_hint = "run the same command again when nothing writes to the file"
 
 
 class UsageError(SmpError):

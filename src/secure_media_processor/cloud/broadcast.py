@@ -15,6 +15,7 @@ from secure_media_processor.errors import SmpError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
 
     from secure_media_processor.cloud.connectors.base import CloudConnector, ResumeRecord
     from secure_media_processor.cloud.digests import Part
@@ -65,14 +66,16 @@ class Broadcast:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        # A source that will never give the same again says so to the stores, which then keep nothing for a later try.
+        reason = error if isinstance(error, SmpError) and not error.retryable else CalledOffError("it was called off")
         with self._changed:
-            for lane in self._lanes.values():
-                if not lane.over:
-                    lane.leave_behind(CalledOffError("it was called off"))
+            called_off = self._active()
+            for lane in called_off:
+                lane.leave_behind(reason)
             self._changed.notify_all()
         end = time.monotonic() + _TO_CLEAN_UP
-        for lane in self._lanes.values():
+        for lane in called_off:
             lane.thread.join(max(0.0, end - time.monotonic()))
 
     def send(self, part: Part) -> None:
@@ -154,8 +157,8 @@ class _Lane:
         """Return the seconds since the store last took a part or said that it moves."""
         return time.monotonic() - self._moved
 
-    def leave_behind(self, error: TransientError) -> None:
-        """Go on without this store; what it has taken stays for a later put with the same record."""
+    def leave_behind(self, error: SmpError) -> None:
+        """Go on without this store, whose put ends with `error` as soon as it asks for more."""
         self.over = self.left_behind = True
         self.error = error
         self.waiting.clear()
@@ -166,8 +169,8 @@ class _Lane:
                 self._moved = time.monotonic()
                 self._changed.wait_for(lambda: self.waiting or self.left_behind)
                 self._moved = time.monotonic()
-                if self.left_behind:
-                    raise TransientError("it was left behind")
+                if self.left_behind and self.error is not None:
+                    raise self.error
                 part = self.waiting.popleft()
                 self._changed.notify_all()
             if part is None:

@@ -164,7 +164,7 @@ class ConnectorManager:
                 return error
             return None
 
-        return self._everywhere(act)
+        return self.ask_all(act)
 
     def _digest_names(self) -> set[str]:
         return set().union(*(store.capabilities.native_digests for store in self._connectors.values()))
@@ -201,7 +201,7 @@ class ConnectorManager:
 
     def verify(self, item: StoredObject) -> ObjectStatus:
         """Ask every store for its own digest of `item`. A store that cannot be asked is reported, never taken as empty."""
-        return ObjectStatus(item, self._everywhere(lambda store: _check(store, item)))
+        return ObjectStatus(item, self.ask_all(lambda store: _check(store, item)))
 
     def repair(self, item: StoredObject) -> ObjectStatus:
         """Copy `item` from an intact replica to each store where it is damaged or missing. Returns how it is afterwards.
@@ -262,8 +262,8 @@ class ConnectorManager:
                 with suppress(SmpError):  # it cannot be helped, and the error that led here tells the rest
                     store.delete(key)
 
-    def _everywhere(self, act: Callable[[CloudConnector], _Result]) -> dict[str, _Result]:
-        """Act on all stores at once. Errors of the tree become part of the answer; others are mistakes and are raised."""
+    def ask_all(self, act: Callable[[CloudConnector], _Result]) -> dict[str, _Result]:
+        """Return what `act` returns for each store, by name; all at once. What it raises is raised."""
         with ThreadPoolExecutor(len(self._connectors)) as pool:
             futures = {name: pool.submit(act, store) for name, store in self._connectors.items()}
             return {name: future.result() for name, future in futures.items()}

@@ -98,6 +98,11 @@ class SymmetricKey:
         """16 hexadecimal digits that name the key and tell nothing else about it."""
         return derive(self.secret, b"smp.v1 key id", KEY_ID_SIZE).hex()
 
+    @property
+    def content_key(self) -> bytes:
+        """A key of 32 bytes under which equal files get equal ids in an index, and for nothing else."""
+        return derive(self.secret, b"smp.v1 content id", _KEY_SIZE)
+
     def wrap(self, file_key: bytes, prefix: bytes) -> Stanza:
         """Return the stanza of type 1 that holds `file_key` for this key; see Recipient."""
         encryptor = Cobblestone256Encryptor(self.secret, _stanza_context(prefix))

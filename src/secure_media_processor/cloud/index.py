@@ -1,0 +1,259 @@
+"""The encrypted index: which files there are, and in which objects they lie. docs/format/index.md is the contract.
+
+The index is a set of records. Each is an SMP1 container under a random key, written once and never changed, and tells of some
+files and objects with a version each; of two that tell of the same thing the higher version counts. So it does not matter in
+which order records are read, which of them a store lacks as long as another has it, or who wrote at the same moment as whom.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from secure_media_processor.cloud.paths import check_key
+from secure_media_processor.core.container import Original
+from secure_media_processor.core.encryption import Sealing, decrypt_stream, seal_stream
+from secure_media_processor.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from secure_media_processor.core.recipients import Identity, Recipient
+
+# Authenticated in the trailer of each record, and never given to a user's file: no stored object passes for a record.
+_MEDIA_TYPE = "application/vnd.smp.index+json"
+_FORMAT = 1
+_ID_BYTES = 16
+_SMALLEST = 4096  # bytes; records of few entries all look the same
+# Enough for two million files; what is larger is not read into memory.
+MAX_RECORD = 1 << 30
+
+
+class Version(NamedTuple):
+    """Which of several entries for one thing counts: the highest."""
+
+    counter: int
+    """One more than the highest that the writer had seen."""
+    record: str
+    """Id of the record that brought it: decides between two of the same counter, anyhow but for all alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedFile:
+    """A file, as it was when it was stored."""
+
+    name: str
+    """Path with `/`, as paths.check_key allows."""
+    size: int
+    """Bytes of data."""
+    mtime_ns: int | None
+    """Modification time in nanoseconds since 1970-01-01 UTC."""
+    content: str
+    """HMAC-SHA-256 of the SHA-256 of the data under a key of the owner's: equal for equal files, and to nobody else of use."""
+    object: str
+    """Key of the object that it lies in."""
+    offset: int | None = None
+    """Where it begins in the data of a pack; None if it is all of its object."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedObject:
+    """An object in the stores."""
+
+    key: str
+    size: int
+    """Bytes of ciphertext."""
+    digests: Mapping[str, str]
+    """Of the ciphertext; see cloud/digests.py."""
+    sealed: bool = True
+    """Whether it is an SMP1 container made on the way; else it is the file as it was, encrypted by its owner."""
+    stores: tuple[str, ...] = ()
+    """Names of the stores that it was meant for; empty for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one object of the index tells."""
+
+    id: str
+    counter: int
+    files: Mapping[str, tuple[Version, IndexedFile | None]]
+    """Name → version and file; None for one that was removed."""
+    objects: Mapping[str, tuple[Version, IndexedObject | None]]
+    """Key → version and object; None for one that is to be removed from every store."""
+
+    @property
+    def key(self) -> str:
+        """The key that it has in the stores."""
+        return key_of(self.id)
+
+    def seal(self, recipients: Sequence[Recipient]) -> bytes:
+        """Return the object: an SMP1 container, padded."""
+        entries: dict[str, Any] = {
+            "format": _FORMAT,
+            "id": self.id,
+            "counter": self.counter,
+            "files": [_entry("name", name, version, file) for name, (version, file) in self.files.items()],
+            "objects": [_entry("key", key, version, item) for key, (version, item) in self.objects.items()],
+        }
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (_padded(len(text)) - len(text))
+        sealed = BytesIO()
+        seal_stream(BytesIO(text), sealed, Sealing.new(recipients), Original(0, "", media_type=_MEDIA_TYPE))
+        return sealed.getvalue()
+
+    @classmethod
+    def open(cls, record_id: str, sealed: bytes, identities: Sequence[Identity]) -> Record:
+        """Return what the object with this id tells. Raises IntegrityError if it is no record, or another one."""
+        text = BytesIO()
+        container = decrypt_stream(BytesIO(sealed), text, identities)
+        if container.original.media_type != _MEDIA_TYPE:
+            raise IntegrityError("this is no record of the index")
+        try:
+            fields = json.loads(text.getvalue())
+            if fields["format"] != _FORMAT or fields["id"] != record_id:
+                raise ValueError("another record")  # noqa: TRY301 - the handler is the one for all that is wrong
+            files = {e["name"]: (_version(e), None if "removed" in e else _file(e)) for e in fields["files"]}
+            objects = {e["key"]: (_version(e), None if "removed" in e else _object(e)) for e in fields["objects"]}
+            return cls(record_id, int(fields["counter"]), files, objects)
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise IntegrityError("a record of the index does not keep to its format, or is not where it was put") from error
+
+
+@dataclass(slots=True)
+class Index:
+    """All records together."""
+
+    counter: int = 0
+    """The highest seen."""
+    _files: dict[str, tuple[Version, IndexedFile | None]] = field(default_factory=dict)
+    _objects: dict[str, tuple[Version, IndexedObject | None]] = field(default_factory=dict)
+
+    def merge(self, record: Record) -> bool:
+        """Take in what `record` tells. Returns whether any of it was news."""
+        self.counter = max(self.counter, record.counter)
+        # No generator: both must be merged.
+        news = [_merge(self._files, record.files), _merge(self._objects, record.objects)]
+        return any(news)
+
+    def file(self, name: str) -> IndexedFile | None:
+        """Return the file of that name, None if there is none."""
+        return self._files.get(name, (None, None))[1]
+
+    def files(self, prefix: str = "") -> Iterator[IndexedFile]:
+        """Yield the files whose names are `prefix` or lie below it as a folder, sorted; all if it is empty."""
+        folder = f"{prefix}/" if prefix else ""
+        for name in sorted(self._files):
+            file = self._files[name][1]
+            if file is not None and (name == prefix or name.startswith(folder)):
+                yield file
+
+    def object(self, key: str) -> IndexedObject | None:
+        """Return the object of that key; None if there is none, or it is to be removed."""
+        return self._objects.get(key, (None, None))[1]
+
+    def objects(self) -> Iterator[IndexedObject]:
+        """Yield all objects that are to be kept, sorted by key."""
+        for key in sorted(self._objects):
+            item = self._objects[key][1]
+            if item is not None:
+                yield item
+
+    def removed(self) -> set[str]:
+        """Return the keys of the objects that are to be removed from every store."""
+        return {key for key, (_, item) in self._objects.items() if item is None}
+
+    def in_use(self) -> set[str]:
+        """Return the keys of the objects in which some file lies."""
+        return {file.object for _, file in self._files.values() if file is not None}
+
+    def tell(
+        self,
+        files: Iterable[IndexedFile] = (),
+        objects: Iterable[IndexedObject] = (),
+        *,
+        removed_files: Iterable[str] = (),
+        removed_objects: Iterable[str] = (),
+    ) -> Record:
+        """Return a new record that tells this, over all that is known."""
+        record_id = secrets.token_hex(_ID_BYTES)
+        version = Version(self.counter + 1, record_id)
+        return Record(
+            record_id,
+            version.counter,
+            dict.fromkeys(removed_files, (version, None)) | {file.name: (version, file) for file in files},
+            dict.fromkeys(removed_objects, (version, None)) | {item.key: (version, item) for item in objects},
+        )
+
+    def summary(self) -> Record:
+        """Return a new record that tells all that is known, in place of the records that were merged."""
+        return Record(secrets.token_hex(_ID_BYTES), self.counter + 1, dict(self._files), dict(self._objects))
+
+
+PREFIX = "index/"
+
+
+def key_of(record_id: str) -> str:
+    """Return the key under which a record lies in the stores."""
+    return f"{PREFIX}{record_id}"
+
+
+def _merge(known: dict[str, Any], told: Mapping[str, Any]) -> bool:
+    news = {name: entry for name, entry in told.items() if name not in known or entry[0] > known[name][0]}
+    known |= news
+    return bool(news)
+
+
+def _entry(label: str, name: str, version: Version, thing: IndexedFile | IndexedObject | None) -> dict[str, Any]:
+    fields = {"removed": True} if thing is None else {k: v for k, v in asdict(thing).items() if v is not None}
+    return {label: name, "version": list(version), **fields}
+
+
+def _version(entry: dict[str, Any]) -> Version:
+    counter, record = entry["version"]
+    return Version(_integer(counter), _text(record))
+
+
+def _file(entry: dict[str, Any]) -> IndexedFile:
+    return IndexedFile(
+        name=check_key(_text(entry["name"])),
+        size=_integer(entry["size"]),
+        mtime_ns=_integer(entry["mtime_ns"]) if "mtime_ns" in entry else None,
+        content=_text(entry["content"]),
+        object=check_key(_text(entry["object"])),
+        offset=_integer(entry["offset"]) if "offset" in entry else None,
+    )
+
+
+def _object(entry: dict[str, Any]) -> IndexedObject:
+    return IndexedObject(
+        key=check_key(_text(entry["key"])),
+        size=_integer(entry["size"]),
+        digests={_text(name): _text(digest) for name, digest in entry["digests"].items()},
+        sealed=bool(entry["sealed"]),
+        stores=tuple(_text(name) for name in entry["stores"]),
+    )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise TypeError("not a number from 0 to 2⁶³-1")
+    return value
+
+
+def _padded(size: int) -> int:
+    """Return the size to pad a record to: Padmé (Nikitin et al., PETS 2019), at most 12 % more, tells little of the size."""
+    if size <= _SMALLEST:
+        return _SMALLEST
+    exponent = size.bit_length() - 1
+    step = 1 << (exponent - exponent.bit_length())
+    return -(-size // step) * step

@@ -1,0 +1,259 @@
+"""The records of the index, in every store and in a copy on this machine.
+
+The copy makes reading quick, and it is a memory: what this machine has once seen in a store cannot be taken back unnoticed. It
+holds what the stores hold, encrypted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from secure_media_processor.cloud.digests import Part, cut_into_parts
+from secure_media_processor.cloud.index import MAX_RECORD, PREFIX, Index, Record, key_of
+from secure_media_processor.core.files import make_private_folder, os_errors, write_file
+from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from secure_media_processor.cloud.connectors.base import CloudConnector
+    from secure_media_processor.cloud.manager import ConnectorManager
+    from secure_media_processor.cloud.objects import ObjectStatus
+    from secure_media_processor.core.recipients import Identity, Recipient
+
+_ID = re.compile(r"[0-9a-f]{32}")
+# From here on one record takes the place of all: reading asks each store for each record once.
+_MANY = 48
+# Records that are fetched at the same time, by a machine that sees the index for the first time.
+_PARALLEL = 8
+# While records are listed and fetched another machine may put one in place of many.
+_TRIES = 5
+
+
+class IndexRecords:
+    """The records of the index in some stores."""
+
+    def __init__(
+        self,
+        manager: ConnectorManager,
+        folder: Path,
+        labels: Mapping[str, str],
+        recipients: Sequence[Recipient],
+        identities: Sequence[Identity],
+    ) -> None:
+        """Use the stores of `manager`.
+
+        Args:
+            manager: Its quorum is how many stores must take a record.
+            folder: Of the copy on this machine; it is made if need be.
+            labels: Name of each store → what it is called in the copy, and never again for another store.
+            recipients: Who can read what is written.
+            identities: Who reads.
+        """
+        self._manager, self._folder, self._labels = manager, folder, labels
+        self._recipients, self._identities = recipients, identities
+        self._opened: dict[str, Record] = {}
+        self._listed: dict[str, set[str]] = {}
+        self.unreachable: dict[str, SmpError] = {}
+        """Stores that did not answer when the index was read last, and why."""
+        self.unreadable: dict[str, dict[str, SmpError]] = {}
+        """Store → id of each record there that is damaged, or for other keys, and why."""
+
+    def read(self) -> Index:
+        """Return the index as the stores that answer and the copy on this machine have it.
+
+        Raises:
+            TransientError, CredentialsError and the like: no store answers.
+        """
+        for _ in range(_TRIES):
+            self._list()
+            try:
+                self._open_all()
+            except MissingError:  # another machine has put one record in place of many meanwhile
+                continue
+            return self._merged(self._known())
+        raise TransientError("the index changes all the time", hint="try again when nothing else writes to these stores")
+
+    def write(self, index: Index, record: Record) -> ObjectStatus:
+        """Store `record`, and merge it into `index`. Every now and then one record takes the place of all.
+
+        Raises:
+            QuorumError: too few stores took it. `index` is as it was.
+        """
+        replaced: list[str] = []
+        if len(self._known()) >= _MANY:
+            whole = self._merged(self._known())
+            whole.merge(record)
+            replaced, record = self._known(), whole.summary()
+        status = self.publish(record)
+        index.merge(record)
+        for name in self._listed:
+            if record.id in self._listed[name]:
+                self._forget(name, replaced)
+        return status
+
+    def publish(self, record: Record) -> ObjectStatus:
+        """Store `record` in every store that lacks it."""
+        sealed = record.seal(self._recipients)
+        parts = list(cut_into_parts([sealed]))
+
+        def produce(send: Callable[[Part], None]) -> None:
+            for part in parts:
+                send(part)
+
+        status = self._manager.store(record.key, produce)
+        self._opened[record.id] = record
+        self._keep(record.id, sealed)
+        for name, replica in status.replicas.items():
+            if replica.state == "intact":
+                self._listed.setdefault(name, set()).add(record.id)
+                self._remember(name)
+        return status
+
+    def lacking(self) -> dict[str, list[str]]:
+        """Return for each store that answered the ids of records that it lacks and that tell what its others do not."""
+        known, found = self._known(), {}
+        for name, listed in self._listed.items():
+            absent = [record_id for record_id in known if record_id not in listed]
+            own = self._merged(record_id for record_id in known if record_id in listed)
+            news = [record_id for record_id in absent if own.merge(self._opened[record_id])]
+            if news:
+                found[name] = news
+        return found
+
+    def taken_back(self) -> dict[str, list[str]]:
+        """Return, of what each store lacks, the records that it once had: it was rolled back, or somebody removed them."""
+        lacking = self.lacking()
+        seen = {name: self._seen(name) for name in lacking}
+        gone = {name: [record_id for record_id in ids if record_id in seen[name]] for name, ids in lacking.items()}
+        return {name: ids for name, ids in gone.items() if ids}
+
+    def repair(self) -> dict[str, list[SmpError]]:
+        """Give each store that answered the records that it lacks. Returns what went wrong, by name of the store."""
+        failed: dict[str, list[SmpError]] = defaultdict(list)
+        for name, ids in self.lacking().items():
+            for record_id in ids:
+                try:
+                    with suppress(ExistsError):
+                        self._manager.connectors[name].put(key_of(record_id), [self._sealed(record_id)])
+                    self._listed[name].add(record_id)
+                except SmpError as error:
+                    failed[name].append(error)
+            self._remember(name)
+        for name, damaged in self.unreadable.items():
+            for record_id in damaged.keys() & self._opened.keys():  # another store has it intact
+                try:
+                    self._manager.connectors[name].put(key_of(record_id), [self._sealed(record_id)], if_absent=False)
+                except SmpError as error:
+                    failed[name].append(error)
+        return dict(failed)
+
+    def _list(self) -> None:
+        """Ask each store which records it has."""
+
+        def ids(store: CloudConnector) -> set[str] | SmpError:
+            try:
+                infos = list(store.list(PREFIX))
+            except SmpError as error:
+                return error
+            return {name for info in infos if _ID.fullmatch(name := info.key.removeprefix(PREFIX)) and info.size <= MAX_RECORD}
+
+        answers = self._manager.ask_all(ids)
+        self.unreachable = {name: answer for name, answer in answers.items() if isinstance(answer, SmpError)}
+        self._listed = {name: answer for name, answer in answers.items() if not isinstance(answer, SmpError)}
+        self.unreadable = {}
+        if not self._listed:
+            reasons = "; ".join(f"{name}: {error}" for name, error in self.unreachable.items())
+            first = next(iter(self.unreachable.values()))
+            kind = TransientError if first.retryable else type(first)
+            raise kind(f"no store answers ({reasons})", hint=first.hint)
+
+    def _known(self) -> list[str]:
+        """Return the ids of all records that were opened and are in a store, or were once seen in one of these."""
+        ids = set().union(*self._listed.values(), *(self._seen(name) for name in self._manager.connectors))
+        return sorted(ids & self._opened.keys())
+
+    def _open_all(self) -> None:
+        """Open every record that is new here: from the copy, or from a store that lists it."""
+        listed = set().union(*self._listed.values())
+        wanted = (listed | set().union(*map(self._seen, self._manager.connectors))) - self._opened.keys()
+        fetch = []
+        for record_id in wanted:
+            try:
+                self._opened[record_id] = Record.open(record_id, self._copy(record_id).read_bytes(), self._identities)
+            except (OSError, IntegrityError):  # not here yet, or the copy has suffered: the stores have it
+                fetch.append(record_id)
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(self._fetch, [record_id for record_id in fetch if record_id in listed]))
+        for name in self._listed:
+            self._remember(name)
+
+    def _fetch(self, record_id: str) -> None:
+        """Open a record from the first store in which it is sound. Raises MissingError if it has vanished everywhere."""
+        missing: MissingError | None = None
+        for name, listed in self._listed.items():
+            if record_id not in listed:
+                continue
+            try:
+                sealed = b"".join(self._manager.connectors[name].get(key_of(record_id), length=MAX_RECORD))
+                self._opened[record_id] = Record.open(record_id, sealed, self._identities)
+            except MissingError as error:
+                missing = error
+            except SmpError as error:
+                self.unreadable.setdefault(name, {})[record_id] = error
+            else:
+                self._keep(record_id, sealed)
+                return
+        if missing is not None:
+            raise missing
+
+    def _merged(self, ids: Iterable[str]) -> Index:
+        index = Index()
+        for record_id in ids:
+            index.merge(self._opened[record_id])
+        return index
+
+    def _forget(self, name: str, ids: Iterable[str]) -> None:
+        """Remove records from a store that has the one that took their place."""
+        for record_id in set(ids) & self._listed[name]:
+            with suppress(SmpError):  # it costs a little time at each reading, and no harm
+                self._manager.connectors[name].delete(key_of(record_id))
+                self._listed[name].discard(record_id)
+        self._remember(name, forget=set(ids))
+
+    # ---------------------------------------------------------------------------------- the copy on this machine
+
+    def _copy(self, record_id: str) -> Path:
+        return self._folder / "records" / f"{record_id}.smp"
+
+    def _keep(self, record_id: str, sealed: bytes) -> None:
+        make_private_folder(self._folder / "records")
+        write_file(self._copy(record_id), sealed, overwrite=True)
+
+    def _sealed(self, record_id: str) -> bytes:
+        with os_errors(f"read {self._copy(record_id)}"):
+            return self._copy(record_id).read_bytes()
+
+    def _seen_path(self, name: str) -> Path:
+        return self._folder / "seen" / f"{self._labels[name]}.json"
+
+    def _seen(self, name: str) -> set[str]:
+        """Return the ids of the records that this machine has seen in the store. A file that is damaged is as none."""
+        try:
+            ids = json.loads(self._seen_path(name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return set()
+        return {i for i in ids if isinstance(i, str) and _ID.fullmatch(i)} if isinstance(ids, list) else set()
+
+    def _remember(self, name: str, forget: Iterable[str] = ()) -> None:
+        seen = self._seen(name)
+        now = (seen | (self._listed[name] & self._opened.keys())) - set(forget)
+        if now != seen:
+            make_private_folder(self._folder / "seen")
+            write_file(self._seen_path(name), json.dumps(sorted(now)).encode(), overwrite=True)

@@ -1,0 +1,267 @@
+"""A file into the stores, encrypted on the way: read once, hashed once, never written to disk, and taken up again after a kill.
+
+A large file has a journal while it is on its way. It holds the object's key, the container's header (in which the file key is
+wrapped), the salt, and the SHA-256 of each part, on disk before the part leaves this machine. A later process can so make the
+same bytes again and send only those that a store lacks. If the file has changed meanwhile, a part comes out different: then it
+is not sent, what was sent is removed, and the upload begins anew with another key. Key and nonce never meet two texts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from base64 import b64decode, b64encode
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from secure_media_processor.cloud.digests import PART_SIZE, Part
+from secure_media_processor.cloud.manager import new_key
+from secure_media_processor.core.container import MAGIC
+from secure_media_processor.core.encryption import Sealing, describe_file, seal_stream
+from secure_media_processor.core.files import COPY_BLOCK, open_source, os_errors, read_full
+from secure_media_processor.core.journal import Journal
+from secure_media_processor.errors import IntegrityError, SourceChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from io import FileIO
+    from pathlib import Path
+
+    from secure_media_processor.cloud.manager import ConnectorManager
+    from secure_media_processor.cloud.objects import ObjectStatus
+    from secure_media_processor.core.recipients import Identity, Recipient
+
+# What is smaller is sent again as quickly as its journal would be kept.
+_WORTH_A_JOURNAL = 2 * PART_SIZE
+_JOURNAL_FORMAT = 1
+_AGE_MAGIC = b"age-encryption.org/"
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A file that is in the stores."""
+
+    status: ObjectStatus
+    sha256: str
+    """Of the data; of the file as it is if it was encrypted before. 64 hexadecimal digits."""
+    size: int
+    """Bytes of the same."""
+    sealed: bool
+    """Whether it was encrypted on the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uploader:
+    """How files get into the stores of `manager`."""
+
+    manager: ConnectorManager
+    recipients: Sequence[Recipient]
+    identities: Sequence[Identity]
+    """Can open what was made for `recipients`: needed to take an upload up."""
+    journals: Path
+    """Folder of the journals."""
+    secret: bytes
+    """Names the journals, so that they tell nothing of names."""
+
+    @contextmanager
+    def upload(
+        self, path: Path, name: str, *, key: str | None = None, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Uploaded]:
+        """Store the file `path`. Its journal goes when the block ends without an error: write down there what must be kept.
+
+        Args:
+            path: A regular file or pipe. One that smp or age has encrypted is stored as it is.
+            name: What it is stored for, which may be done for one file under several names at the same time.
+            key: Of the object; random unless given.
+            progress: Called with the bytes of the file that have been read.
+
+        Raises:
+            SourceChangedError: the file changes while it is read.
+            QuorumError, CredentialsError and the like: see ConnectorManager.store.
+        """
+        with open_source(path) as file:
+            start = partial(_Upload, path, file, progress)
+            if os.fstat(file.fileno()).st_size < _WORTH_A_JOURNAL:
+                yield self._send(start(self._sealing(path)), key or new_key(), {}, taken_up=False)
+                return
+            with Journal(self._journal_path(path, name)) as journal:
+                yield self._with_journal(journal, start, key, encrypted=is_encrypted(path))
+                journal.remove()
+
+    def _with_journal(
+        self, journal: Journal, start: Callable[[Sealing | None, Journal], _Upload], key: str | None, *, encrypted: bool
+    ) -> Uploaded:
+        records = {name: _StoreRecord(journal, name) for name in self.manager.connectors}
+        begun = self._begun(journal, key, encrypted=encrypted)
+        if begun is not None:
+            object_key, sealing = begun
+            with suppress(SourceChangedError):  # since the journal was begun
+                return self._send(start(sealing, journal), object_key, records, taken_up=True)
+        journal.begin_anew()
+        object_key, sealing = key or new_key(), None if encrypted else Sealing.new(self.recipients)
+        kept = {"header": b64encode(sealing.header).decode(), "salt": sealing.salt.hex()} if sealing else {}
+        journal.append({"format": _JOURNAL_FORMAT, "object": object_key, **kept})
+        return self._send(start(sealing, journal), object_key, records, taken_up=False)
+
+    def _send(self, upload: _Upload, key: str, records: Mapping[str, _StoreRecord], *, taken_up: bool) -> Uploaded:
+        status = self.manager.store(key, upload.produce, records=records, taken_up=taken_up)
+        return Uploaded(status, upload.sha256, upload.size, upload.sealing is not None)
+
+    def _sealing(self, path: Path) -> Sealing | None:
+        return None if is_encrypted(path) else Sealing.new(self.recipients)
+
+    def _journal_path(self, path: Path, name: str) -> Path:
+        text = "\0".join([str(path.absolute()), name, *sorted(self.manager.connectors)])
+        return self.journals / f"{hmac.digest(self.secret, text.encode('utf-8', 'surrogatepass'), sha256).hex()[:32]}.jsonl"
+
+    def _begun(self, journal: Journal, key: str | None, *, encrypted: bool) -> tuple[str, Sealing | None] | None:
+        """Return the object and the sealing that an earlier process began with; None if there is nothing to go on with."""
+        if not journal.entries:
+            return None
+        head = journal.entries[0]
+        try:
+            if head["format"] != _JOURNAL_FORMAT or (key or head["object"]) != head["object"]:
+                return None
+            if encrypted != ("header" not in head):
+                return None
+            if encrypted:
+                return str(head["object"]), None
+            header, salt = b64decode(head["header"]), bytes.fromhex(head["salt"])
+            return str(head["object"]), Sealing.restore(header, salt, self.identities)
+        except (LookupError, TypeError, ValueError, IntegrityError):  # of another version, or for a key that is gone
+            return None
+
+
+def is_encrypted(path: Path) -> bool:
+    """Return whether the file `path` was made by smp or age, by its name and its first bytes. Raises as open_source."""
+    magic = {".smp": MAGIC, ".age": _AGE_MAGIC}.get(path.suffix.lower())
+    if magic is None:
+        return False
+    start = bytearray(len(magic))
+    with open_source(path) as file, os_errors(f"read {path}"):
+        return read_full(file, memoryview(start)) == len(magic) and start == magic
+
+
+class PartSink:
+    """A sink that cuts what it is given into parts."""
+
+    def __init__(self, send: Callable[[Part], None]) -> None:
+        """Call `send` with each part."""
+        self._send = send
+        self._buffer = memoryview(bytearray(PART_SIZE))
+        self._filled = 0
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Take `data`."""
+        rest = memoryview(data)
+        while rest:
+            room = min(len(rest), PART_SIZE - self._filled)
+            self._buffer[self._filled : self._filled + room] = rest[:room]
+            self._filled += room
+            rest = rest[room:]
+            if self._filled == PART_SIZE:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send what is there as the last part."""
+        if self._filled:
+            part, self._filled = Part(self._buffer[: self._filled]), 0
+            self._send(part)
+
+
+class _Upload:
+    """One file as a Producer: however often it is asked, it gives the same parts, or raises."""
+
+    def __init__(
+        self,
+        path: Path,
+        file: FileIO,
+        progress: Callable[[int], None] | None,
+        sealing: Sealing | None,
+        journal: Journal | None = None,
+    ) -> None:
+        self._path, self._file, self.sealing = path, file, sealing
+        self._progress, self._journal = progress, journal
+        entries = journal.entries if journal is not None else []
+        self._digests: dict[int, str] = {entry["part"]: entry["sha256"] for entry in entries if "part" in entry}
+        self.sha256, self.size = "", 0
+
+    def produce(self, send: Callable[[Part], None]) -> None:
+        number = 0
+
+        def send_checked(part: Part) -> None:
+            nonlocal number
+            self._check(number, part)
+            send(part)
+            number += 1
+
+        before = os.fstat(self._file.fileno())
+        with os_errors(f"read {self._path}"):
+            self._file.seek(0)
+        original = self._write(PartSink(send_checked))
+        after = os.fstat(self._file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise self._changed()
+        self.sha256, self.size = original
+
+    def _write(self, sink: PartSink) -> tuple[str, int]:
+        """Write the file to `sink`, encrypted or as it is, and return the SHA-256 and size of what was read."""
+        source = _NamedFile(self._file, self._path)
+        if self.sealing is not None:
+            facts = describe_file(self._path, self._file)
+            original = seal_stream(source, sink, self.sealing, facts, progress=self._progress).original
+            sink.flush()
+            return original.sha256, original.size
+        digest, size, block = sha256(), 0, memoryview(bytearray(COPY_BLOCK))
+        while count := read_full(source, block):
+            digest.update(block[:count])
+            sink.write(block[:count])
+            size += count
+            if self._progress is not None:
+                self._progress(size)
+        sink.flush()
+        return digest.hexdigest(), size
+
+    def _check(self, number: int, part: Part) -> None:
+        """Write down the digest of a part before it is sent, or compare it with what was written down."""
+        digest = part.sha256.hex()
+        known = self._digests.get(number)
+        if known is None:
+            if self._journal is not None:
+                self._journal.append({"part": number, "sha256": digest})
+            self._digests[number] = digest
+        elif known != digest:
+            raise self._changed()
+
+    def _changed(self) -> SourceChangedError:
+        return SourceChangedError(f"{self._path} was changed while it was being read")
+
+
+@dataclass(frozen=True, slots=True)
+class _NamedFile:
+    """A file that is named when reading it fails."""
+
+    file: FileIO
+    path: Path
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        with os_errors(f"read {self.path}"):
+            return self.file.readinto(buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoreRecord:
+    """The ResumeRecord of one store, in a journal."""
+
+    journal: Journal
+    store: str
+
+    def load(self) -> Mapping[str, str]:
+        states: list[Any] = [entry["state"] for entry in self.journal.entries if entry.get("store") == self.store]
+        return states[-1] if states else {}
+
+    def save(self, state: Mapping[str, str]) -> None:
+        self.journal.append({"store": self.store, "state": dict(state)})
