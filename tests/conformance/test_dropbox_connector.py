@@ -6,7 +6,7 @@ import logging
 import secrets
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +88,41 @@ def large(parts: float = 2.5) -> bytes:
 
 def put_large(store: DropboxConnector, data: bytes, **options: Any) -> None:
     store.put("large", [data], **options)
+
+
+class Record:
+    """A ResumeRecord in memory."""
+
+    def __init__(self) -> None:
+        self.saved: list[dict[str, str]] = [{}]
+
+    def load(self) -> Mapping[str, str]:
+        return self.saved[-1]
+
+    def save(self, state: Mapping[str, str]) -> None:
+        self.saved.append(dict(state))
+
+
+class ProcessDied(BaseException):
+    """Nothing that anybody handles."""
+
+
+def cut_off(data: bytes, error: BaseException) -> Iterator[bytes]:
+    """Three parts, of which two are sent before the error: the third could be the last."""
+    yield data[: 3 * PART_SIZE]
+    raise error
+
+
+def cut_a_put(server: DropboxServer, store: DropboxConnector, data: bytes, record: Record, **options: Any) -> None:
+    """Leave two parts of `data` in a session that stands in `record`."""
+    with pytest.raises(ProcessDied):
+        store.put("large", cut_off(data, ProcessDied()), resume=record, **options)
+    assert record.load()
+    server.requests.clear()
+
+
+def received(server: DropboxServer) -> int:
+    return sum(len(request.body) for request in server.requests if request.route.startswith("files/upload"))
 
 
 class TestDropboxConnector(ConnectorConformance):
@@ -430,6 +465,178 @@ def test_a_key_is_no_folder_and_a_folder_no_key(server: DropboxServer, store: Dr
 def test_names_that_dropbox_keeps_for_itself(server: DropboxServer, store: DropboxConnector) -> None:
     with pytest.raises(UsageError, match="disallowed_name"):
         store.put("folder/desktop.ini", [b"x"])
+
+
+# Taking up an upload that was cut off
+
+
+@pytest.mark.parametrize("error", [TransientError("the line broke"), OSError(), KeyboardInterrupt(), ProcessDied()], ids=repr)
+def test_only_what_is_missing_is_sent(server: DropboxServer, store: DropboxConnector, error: BaseException) -> None:
+    data, record = large(3.5), Record()
+    with pytest.raises(type(error)):
+        store.put("large", cut_off(data, error), resume=record)
+    assert not server.files
+    assert server.routes_asked() == ["files/upload_session/start", APPEND, APPEND]
+    server.requests.clear()
+    info = store.put("large", [data], resume=record)
+    assert info.size == len(data)
+    assert server.routes_asked() == [APPEND, APPEND, APPEND, FINISH]
+    assert received(server) == len(data) - 2 * PART_SIZE
+    assert server.files["/large"].data == data
+    assert record.load() == {}
+
+
+@pytest.mark.parametrize("end", [0, 1, PART_SIZE - 1, PART_SIZE, PART_SIZE + 12345])
+def test_dropbox_says_where_to_go_on(server: DropboxServer, store: DropboxConnector, end: int) -> None:
+    data, record = large(3.5), Record()
+    cut_a_put(server, store, data, record)
+    server.cut_sessions(end)
+    put_large(store, data, resume=record)
+    assert received(server) == len(data) - end
+    assert server.files["/large"].data == data
+
+
+def test_an_outage_between_parts(server: DropboxServer, store: DropboxConnector) -> None:
+    data, record = large(3.5), Record()
+
+    def source() -> Iterator[bytes]:
+        yield data[: 3 * PART_SIZE]
+        server.faults.drop_at = APPEND
+        yield data[3 * PART_SIZE :]
+
+    with pytest.raises(TransientError):
+        store.put("large", source(), resume=record)
+    for _ in range(2):  # the outage goes on
+        with pytest.raises(TransientError):
+            put_large(store, data, resume=record)
+    server.faults.drop_at = ""
+    server.requests.clear()
+    put_large(store, data, resume=record)
+    assert received(server) == len(data) - 2 * PART_SIZE
+    assert server.files["/large"].data == data
+
+
+def test_a_session_that_expired_is_begun_anew(server: DropboxServer, store: DropboxConnector) -> None:
+    data, record = large(3.5), Record()
+    cut_a_put(server, store, data, record)
+    begun = record.load()
+    server.expire_sessions()
+    put_large(store, data, resume=record)
+    assert received(server) == len(data)
+    assert server.files["/large"].data == data
+    assert record.saved[-2] != begun
+    assert record.load() == {}
+
+
+def finish_unheard(server: DropboxServer, store: DropboxConnector, data: bytes, record: Record, *, expired: bool) -> None:
+    """Put `data`, but for the last answer."""
+    server.faults.lose_answer_to = FINISH
+    with pytest.raises(TransientError):
+        put_large(store, data, resume=record)
+    assert record.load()
+    assert server.files["/large"].data == data
+    if expired:
+        server.expire_sessions()
+    server.requests.clear()
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_commit_without_an_answer_counts_as_stored(server: DropboxServer, store: DropboxConnector, expired: bool) -> None:
+    data, record = large(2.5), Record()
+    finish_unheard(server, store, data, record, expired=expired)
+    info = store.put("large", [data], resume=record)
+    assert info.size == len(data)
+    assert received(server) == 0
+    assert record.load() == {}
+    assert server.files["/large"].data == data
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_commit_without_an_answer_that_somebody_replaced(
+    server: DropboxServer, store: DropboxConnector, expired: bool
+) -> None:
+    data, record = large(2.5), Record()
+    finish_unheard(server, store, data, record, expired=expired)
+    store.put("large", [b"new"], if_absent=False)
+    with pytest.raises(ExistsError):
+        put_large(store, data, resume=record)
+    assert record.load() == {}
+    assert server.files["/large"].data == b"new"
+
+
+def test_a_commit_without_an_answer_is_made_again_where_it_may(server: DropboxServer, store: DropboxConnector) -> None:
+    data, record = large(2.5), Record()
+    finish_unheard(server, store, data, record, expired=False)
+    store.put("large", [b"new"], if_absent=False)
+    put_large(store, data, resume=record, if_absent=False)
+    assert server.files["/large"].data == data
+    assert record.load() == {}
+
+
+def test_a_key_that_was_taken_meanwhile(server: DropboxServer, store: DropboxConnector) -> None:
+    data, record = large(3.5), Record()
+    cut_a_put(server, store, data, record)
+    store.put("large", [b"other"])
+    with pytest.raises(ExistsError):
+        put_large(store, data, resume=record)
+    assert record.load() == {}
+    assert server.files["/large"].data == b"other"
+
+
+def test_replacing_can_be_taken_up(server: DropboxServer, store: DropboxConnector) -> None:
+    data, record = large(3.5), Record()
+    store.put("large", [b"old"])
+    cut_a_put(server, store, data, record, if_absent=False)
+    assert server.files["/large"].data == b"old"
+    put_large(store, data, resume=record, if_absent=False)
+    assert received(server) == len(data) - 2 * PART_SIZE
+    assert server.files["/large"].data == data
+
+
+@pytest.mark.parametrize("fault", ["digests", "full", "tokens"])
+def test_a_permanent_error_empties_the_record(server: DropboxServer, store: DropboxConnector, fault: str) -> None:
+    data, record = large(3.5), Record()
+    cut_a_put(server, store, data, record)
+    wrong = {"sha256": sha256(b"other").hexdigest()} if fault == "digests" else None
+    if fault == "tokens":
+        server.access_tokens.clear()
+    server.faults.full = fault == "full"
+    with pytest.raises(SmpError) as caught:
+        put_large(store, data, digests=wrong, resume=record)
+    assert not caught.value.retryable
+    assert record.load() == {}
+    assert not server.files
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: b"changed" + data[7:], lambda data: data[: PART_SIZE + 5]], ids=["other", "fewer"]
+)
+def test_bytes_that_changed_meanwhile(server: DropboxServer, store: DropboxConnector, change: Callable[[bytes], bytes]) -> None:
+    data, record = large(3.5), Record()
+    cut_a_put(server, store, data, record)
+    with pytest.raises(IntegrityError):
+        put_large(store, change(data), resume=record)
+    assert record.load() == {}
+    assert not server.files
+
+
+def test_nothing_is_sent_before_the_record_is_safe(server: DropboxServer, store: DropboxConnector) -> None:
+    class FullDisk(Record):
+        def save(self, state: Mapping[str, str]) -> None:
+            raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - it has no text
+        put_large(store, large(2.5), resume=FullDisk())
+    assert received(server) == 0
+
+
+def test_small_objects_need_no_record(server: DropboxServer, store: DropboxConnector) -> None:
+    record = Record()
+    store.put("small", [b"x"], resume=record)
+    with pytest.raises(ExistsError):
+        store.put("small", [b"x"], resume=record)
+    assert record.saved == [{}]
+    assert server.routes_asked() == ["files/upload", "files/upload"]
 
 
 # Reading

@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +31,7 @@ from googleapiclient.discovery_cache import get_static_doc
 from googleapiclient.http import MediaIoBaseDownload, MediaIoBaseUpload
 
 from secure_media_processor.cloud.connectors import google_drive
-from secure_media_processor.cloud.connectors.base import Capabilities
+from secure_media_processor.cloud.connectors.base import Capabilities, ObjectInfo
 from secure_media_processor.cloud.connectors.google_drive import GoogleDriveConnector
 from secure_media_processor.cloud.connectors.google_http import DRIVE_FILE_SCOPE, load_credentials
 from secure_media_processor.cloud.digests import PART_SIZE
@@ -111,6 +111,23 @@ def service_account(server: GoogleDriveServer, path: Path) -> Path:
 
 def read(store: GoogleDriveConnector, key: str) -> bytes:
     return b"".join(store.get(key))
+
+
+class Record:
+    """A ResumeRecord in memory."""
+
+    def __init__(self) -> None:
+        self.saved: list[dict[str, str]] = [{}]
+
+    def load(self) -> Mapping[str, str]:
+        return self.saved[-1]
+
+    def save(self, state: Mapping[str, str]) -> None:
+        self.saved.append(dict(state))
+
+
+class ProcessDied(BaseException):
+    """Nothing that anybody handles."""
 
 
 class TestGoogleDriveConnector(ConnectorConformance):
@@ -438,7 +455,7 @@ class TestUploads:
 
     def test_a_dropped_session(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> None:
         def source() -> Iterator[bytes]:
-            yield bytes(PART_SIZE + 1)
+            yield bytes(2 * PART_SIZE + 1)
             server.sessions.clear()
             yield bytes(PART_SIZE)
 
@@ -448,7 +465,7 @@ class TestUploads:
 
     def test_a_drive_that_forgets_a_part(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> None:
         def source() -> Iterator[bytes]:
-            yield bytes(PART_SIZE + 1)
+            yield bytes(2 * PART_SIZE + 1)
             (session,) = server.sessions.values()
             session.data.clear()
             server.drop_after = [0]
@@ -562,6 +579,282 @@ class TestUploads:
         finally:
             tracemalloc.stop()
         assert max(held) < 3.5 * PART_SIZE
+
+
+class Upload:
+    """An upload with a record, of three parts and some more. It replaces what is there if `old` is not None."""
+
+    SENT = 2 * PART_SIZE
+
+    def __init__(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> None:
+        self.store, self.server, self.record = store, server, Record()
+        self.data = secrets.token_bytes(self.SENT + PART_SIZE + 3 * GRANULE + 17)
+        self.old: bytes | None = None
+
+    def put_first(self, old: bytes | None) -> None:
+        """Let there be an object already, to be replaced, unless `old` is None."""
+        if old is not None:
+            self.store.put("a", [old])
+        self.old = old
+
+    def put(self, source: Iterable[bytes], **options) -> ObjectInfo:
+        return self.store.put("a", source, **{"if_absent": self.old is None, "resume": self.record} | options)
+
+    def source(self, error: BaseException) -> Iterator[bytes]:
+        """Three parts, of which two are sent before the error: the third could be the last."""
+        yield self.data[: self.SENT + PART_SIZE]
+        raise error
+
+    def cut_off(self) -> None:
+        """Leave two parts in a session that stands in the record."""
+        with pytest.raises(ProcessDied):
+            self.put(self.source(ProcessDied()))
+        assert self.record.load()
+        assert self.received() == self.SENT
+
+    def finish_unheard(self) -> None:
+        """Put all, but for the last answer."""
+
+        def go_down(drive: GoogleDriveServer, metadata: dict) -> None:
+            if metadata.get("mimeType") != FOLDER:
+                drive.before_commit = lambda _drive, _metadata: None
+                drive.lose_answers = 1
+                drive.fail(1000, 503)
+
+        self.server.before_commit = go_down
+        with pytest.raises(TransientError):
+            self.put([self.data])
+        self.server.failures.clear()
+        assert self.data in self.server.objects()["a"]
+        assert self.record.load()
+
+    def received(self) -> int:
+        return sum(len(request.body) for request in self.server.asked("PUT /upload"))
+
+    def sent_by_another_put(self) -> int:
+        """Put all, which works, and return how many bytes were sent for that."""
+        before = self.received()
+        assert self.put([self.data]).size == len(self.data)
+        assert self.server.objects()["a"] == [self.data]
+        self.assert_nothing_is_left()
+        return self.received() - before
+
+    def assert_nothing_is_left(self) -> None:
+        assert self.record.load() == {}
+        assert not [session for session in self.server.sessions.values() if not session.done]
+
+
+class TestResumedUploads:
+    """With a record, what was cut off is taken up again by a later put."""
+
+    @pytest.fixture
+    def upload(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> Upload:
+        return Upload(store, server)
+
+    @pytest.mark.parametrize("old", [None, b"old"])
+    @pytest.mark.parametrize("error", [TransientError("mine"), OSError(), KeyboardInterrupt(), ProcessDied()], ids=repr)
+    def test_only_what_is_missing_is_sent(
+        self, upload: Upload, connect: Connect, server: GoogleDriveServer, error: BaseException, old: bytes | None
+    ) -> None:
+        upload.put_first(old)
+        with pytest.raises(type(error)):
+            upload.put(upload.source(error))
+        assert server.objects() == ({} if old is None else {"a": [old]})
+        assert upload.received() == upload.SENT
+        upload.store = connect()  # another process
+        assert upload.sent_by_another_put() == len(upload.data) - upload.SENT
+        if old is None:
+            assert upload.record.saved[1]["id"] in server.files
+
+    @pytest.mark.parametrize("kept", [0, GRANULE, PART_SIZE, PART_SIZE + 3 * GRANULE])
+    def test_drive_says_where_to_go_on(self, upload: Upload, server: GoogleDriveServer, kept: int) -> None:
+        upload.cut_off()
+        (session,) = server.sessions.values()
+        del session.data[kept:]
+        assert upload.sent_by_another_put() == len(upload.data) - kept
+
+    def test_all_was_there_but_not_the_end(self, upload: Upload, server: GoogleDriveServer) -> None:
+        """The last bytes had come, but not that they were the last."""
+        upload.cut_off()
+        (session,) = server.sessions.values()
+        session.data[:] = upload.data
+        assert upload.sent_by_another_put() == 0
+
+    def test_an_outage_between_parts(self, upload: Upload, server: GoogleDriveServer) -> None:
+        def source() -> Iterator[bytes]:
+            yield upload.data[: upload.SENT + PART_SIZE]
+            server.fail(1000, 503, on="PUT /upload")
+            yield upload.data[upload.SENT + PART_SIZE :]
+
+        with pytest.raises(TransientError):
+            upload.put(source())
+        for _ in range(2):  # the outage goes on
+            with pytest.raises(TransientError):
+                upload.put([upload.data])
+        server.failures.clear()
+        assert upload.sent_by_another_put() == len(upload.data) - upload.SENT
+
+    @pytest.mark.parametrize("status", [400, 404, 410, 499])
+    @pytest.mark.parametrize("old", [None, b"old"])
+    def test_a_session_that_is_gone_is_begun_anew(
+        self, upload: Upload, server: GoogleDriveServer, status: int, old: bytes | None
+    ) -> None:
+        upload.put_first(old)
+        upload.cut_off()
+        if status == 404:
+            server.sessions.clear()
+        else:
+            server.fail(1, status, on="PUT /upload")
+        assert upload.sent_by_another_put() == len(upload.data)
+
+    @pytest.mark.parametrize("forgotten", [False, True])
+    @pytest.mark.parametrize("search_lag", [0, 1000])
+    def test_a_file_that_was_made_without_an_answer_counts_as_stored(
+        self, upload: Upload, connect: Connect, server: GoogleDriveServer, search_lag: int, forgotten: bool
+    ) -> None:
+        upload.store.put("other", [b"1"])
+        server.search_lag = search_lag
+        upload.finish_unheard()
+        if forgotten:
+            server.sessions.clear()
+        upload.store = connect()
+        assert upload.sent_by_another_put() == 0
+
+    @pytest.mark.parametrize("forgotten", [False, True])
+    def test_a_replacement_without_an_answer(self, upload: Upload, server: GoogleDriveServer, forgotten: bool) -> None:
+        """The file was there before, so only the session tells that it has been replaced."""
+        upload.put_first(b"old")
+        upload.finish_unheard()
+        if forgotten:
+            server.sessions.clear()
+        assert upload.sent_by_another_put() == (len(upload.data) if forgotten else 0)
+
+    @pytest.mark.parametrize("trashed", [False, True])
+    def test_a_file_that_was_made_and_deleted_is_made_anew(
+        self, upload: Upload, server: GoogleDriveServer, trashed: bool
+    ) -> None:
+        upload.finish_unheard()
+        made = upload.record.load()["id"]
+        if trashed:
+            server.files[made].trashed = True
+        else:
+            del server.files[made]
+        assert upload.sent_by_another_put() == len(upload.data)
+
+    @pytest.mark.parametrize("is_made", [False, True])
+    def test_a_key_that_was_taken_before(self, upload: Upload, server: GoogleDriveServer, is_made: bool) -> None:
+        upload.store.put("other", [b"1"])
+        rival = server.add("a", b"rival", [server.folders("smp")[0].id], smpKey="a")
+        rival.trashed = True
+        if is_made:
+            upload.finish_unheard()
+        else:
+            upload.cut_off()
+        rival.trashed = False
+        with pytest.raises(ExistsError):
+            upload.put([upload.data])
+        assert server.objects()["a"] == [b"rival"]
+        upload.assert_nothing_is_left()
+
+    def test_a_key_that_was_taken_after_the_file_was_made(self, upload: Upload, server: GoogleDriveServer) -> None:
+        """By one who will see that it came second, and withdraw."""
+        upload.finish_unheard()
+        rival = server.add("a", b"rival", [server.folders("smp")[0].id], smpKey="a")
+        upload.put([upload.data])
+        upload.assert_nothing_is_left()
+        assert server.objects()["a"] == [upload.data, rival.content]
+
+    def test_a_key_that_was_taken_is_replaced(self, upload: Upload) -> None:
+        upload.old = b"none yet, but it would be replaced"
+        upload.cut_off()
+        upload.store.put("a", [b"rival"])
+        assert upload.sent_by_another_put() == len(upload.data)
+
+    def test_what_was_to_be_replaced_was_deleted(self, upload: Upload) -> None:
+        upload.put_first(b"old")
+        upload.cut_off()
+        upload.store.delete("a")
+        assert upload.sent_by_another_put() == len(upload.data)
+
+    def test_who_comes_second_and_replaces(self, upload: Upload, server: GoogleDriveServer) -> None:
+        """The file that was made goes, and that of the rival gets our bytes."""
+        upload.store.put("other", [b"1"])
+        upload.old = b"none yet, but it would be replaced"
+
+        def rival_comes_first(drive: GoogleDriveServer, metadata: dict) -> None:
+            drive.before_commit = lambda _drive, _metadata: None
+            drive.add("a", b"rival", metadata["parents"], smpKey="a")
+
+        server.before_commit = rival_comes_first
+        with pytest.raises(TransientError, match="another put"):
+            upload.put([upload.data])
+        assert read(upload.store, "a") == b"rival"
+        assert upload.sent_by_another_put() == len(upload.data)
+
+    @pytest.mark.parametrize("trashed", [False, True])
+    def test_a_folder_that_went_meanwhile(
+        self, upload: Upload, connect: Connect, server: GoogleDriveServer, trashed: bool
+    ) -> None:
+        upload.cut_off()
+        (folder,) = server.folders("smp")
+        if trashed:
+            folder.trashed = True
+        else:
+            del server.files[folder.id]
+        upload.store = connect()
+        assert upload.sent_by_another_put() == len(upload.data)
+
+    @pytest.mark.parametrize("old", [None, b"old"])
+    @pytest.mark.parametrize("fault", ["digests", "full", "account"])
+    def test_a_permanent_error_leaves_nothing(
+        self, upload: Upload, server: GoogleDriveServer, fault: str, old: bytes | None
+    ) -> None:
+        upload.put_first(old)
+        upload.cut_off()
+        server.quota_full = fault == "full"
+        if fault == "account":
+            server.fail(1, 403, "insufficientPermissions", on="GET /drive")
+        with pytest.raises(SmpError) as caught:
+            upload.put([upload.data], digests={"sha256": "0" * 64} if fault == "digests" else None)
+        assert not caught.value.retryable
+        assert server.objects() == ({} if old is None else {"a": [old]})
+        upload.assert_nothing_is_left()
+
+    @pytest.mark.parametrize("size", [None, PART_SIZE + 5, 5])
+    def test_bytes_that_changed_meanwhile(self, upload: Upload, server: GoogleDriveServer, size: int | None) -> None:
+        upload.cut_off()
+        with pytest.raises(IntegrityError):
+            upload.put([(b"changed" + upload.data[7:])[:size]])
+        assert not server.objects()
+        upload.assert_nothing_is_left()
+
+    def test_nothing_is_sent_before_the_record_is_safe(self, upload: Upload, server: GoogleDriveServer) -> None:
+        class FullDisk(Record):
+            def save(self, state: Mapping[str, str]) -> None:
+                raise OSError
+
+        with pytest.raises(OSError):  # noqa: PT011 - it has no text
+            upload.put([upload.data], resume=FullDisk())
+        assert not upload.received()
+        assert not server.sessions
+
+    def test_small_objects_need_no_record(self, upload: Upload, server: GoogleDriveServer) -> None:
+        upload.store.put("other", [b"1"], resume=upload.record)
+        server.lose_answers = 1
+        server.fail(100, 503, on="GET /drive/v3/files/")
+        with pytest.raises(TransientError):
+            upload.put([b"1"])
+        assert "a" not in server.objects()
+        assert upload.record.saved == [{}]
+
+    def test_a_session_elsewhere_gets_no_token(self, upload: Upload, server: GoogleDriveServer, tmp_path: Path) -> None:
+        upload.cut_off()
+        begun = upload.record.load()
+        with GoogleDriveServer(tmp_path) as elsewhere:
+            upload.record.save({**begun, "session": begun["session"].replace(server.url, elsewhere.url)})
+            upload.put([upload.data])
+            assert not elsewhere.requests
+        assert server.objects() == {"a": [upload.data]}
 
 
 class TestDownloads:

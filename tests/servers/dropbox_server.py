@@ -182,6 +182,7 @@ class Account:
         """Called before each page of a listing but the first: the moment for somebody else to change something."""
         self.faults = Faults()
         self._sessions: dict[str, bytearray] = {}
+        self._committed: set[str] = set()
         self._cursors: dict[str, list[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
 
@@ -212,10 +213,23 @@ class Account:
         session.extend(body)
         saved = self.save(arg["commit"], bytes(session))
         del self._sessions[arg["cursor"]["session_id"]]
+        self._committed.add(arg["cursor"]["session_id"])
         return saved
+
+    def expire_sessions(self) -> None:
+        """Let seven days pass: all upload sessions are forgotten, committed ones as well."""
+        self._sessions.clear()
+        self._committed.clear()
+
+    def cut_sessions(self, size: int) -> None:
+        """Let all upload sessions end after `size` bytes: the rest of the last request was lost on the way."""
+        for session in self._sessions.values():
+            del session[size:]
 
     def _session(self, arg: dict[str, Any], wrap: Callable[[dict[str, Any]], dict[str, Any]]) -> bytearray:
         cursor = arg["cursor"]
+        if cursor["session_id"] in self._committed:
+            raise _RouteError(wrap({".tag": "closed"}))
         session = self._sessions.get(cursor["session_id"])
         if session is None:
             raise _RouteError(wrap({".tag": "not_found"}))

@@ -603,7 +603,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _Answer(308, b"", {"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {})
 
     def _take(self, session: Session, body: bytes, first: int, last: int, *, is_last: bool) -> None:
-        if last - first + 1 != len(body) or first > len(session.data) or (len(body) % GRANULE and not is_last):
+        if not body or last - first + 1 != len(body) or first > len(session.data) or (len(body) % GRANULE and not is_last):
             raise _refusal(400, "invalid")
         kept = body[: self.drive.persist_at_most.pop(0)] if self.drive.persist_at_most else body
         session.data += kept[len(session.data) - first :]

@@ -7,7 +7,8 @@ What Dropbox cannot do, and this connector does not hide:
 * Deleting an object leaves its folders, and a key cannot be the name of a folder. Removing an empty folder is not safe beside
   another writer, because Dropbox deletes a folder with all that is in it.
 * If the answer to the last request of a put is lost, nobody can tell whether the object is there. The put fails, and a second
-  one may then say that the key is taken: native_digest tells by what.
+  one may then say that the key is taken: native_digest tells by what. With a record, the second put looks at that itself.
+* An upload session cannot be dropped. One that nobody takes up again is gone after seven days.
 """
 
 from __future__ import annotations
@@ -135,24 +136,14 @@ class DropboxConnector(CloudConnector):
 
         Also raises ThrottledError, and UsageError for the few names that Dropbox keeps for itself.
         """
-        path, digester = self._path(key), Digester({"dropbox", *(digests or ())})
-        session, size = "", 0
-        for part, is_last in checked_parts(source, digester, digests):
-            if session or not is_last:
-                session = self._send_part(key, session, size, part)
-            size += len(part)
-        ours = digester.hexdigests()["dropbox"]
-        commit = _commit(path, if_absent=if_absent)
-        with _our_errors(f"store {key}", {MissingError: TransientError}):  # what may be missing here is the upload session
-            if session:
-                cursor = _sdk().files.UploadSessionCursor(session, size)
-                stored = self._dropbox.files_upload_session_finish(b"", cursor, _sdk().files.CommitInfo(**commit))
-            else:
-                stored = self._dropbox.files_upload(part, content_hash=ours, **commit)
-        if stored.content_hash != ours:
-            self._withdraw(path, stored.rev)
-            raise IntegrityError(f"cannot store {key}: Dropbox has other bytes than were sent", hint=_AGAIN)
-        return ObjectInfo(key, size)
+        try:
+            info = self._store(key, source, digests, if_absent=if_absent, resume=resume)
+        except SmpError as error:
+            if not error.retryable:
+                _clear(resume)
+            raise
+        _clear(resume)
+        return info
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector. Also raises ThrottledError."""
@@ -251,23 +242,90 @@ class DropboxConnector(CloudConnector):
             raise TransientError("the range that was asked of Dropbox was ignored on the way")
         return int(metadata.size), response
 
-    def _send_part(self, key: str, session: str, offset: int, part: bytes) -> str:
-        """Add `part` to the upload `session`, or begin one, and return its id."""
-        digest = Digester({"dropbox"})
-        digest.update(part)
-        content_hash = digest.hexdigests()["dropbox"]
+    def _store(
+        self,
+        key: str,
+        source: Iterable[bytes],
+        digests: Mapping[str, str] | None,
+        *,
+        if_absent: bool,
+        resume: ResumeRecord | None,
+    ) -> ObjectInfo:
+        """Do what put does, but for the end of the record."""
+        path, digester = self._path(key), Digester({"dropbox", *(digests or ())})
+        upload: _Upload | None = None
+        size = 0
+        for part, is_last in checked_parts(source, digester, digests):
+            if upload is None and not is_last:
+                upload = self._begin(key, part, if_absent=if_absent, resume=resume)
+            if upload is not None:
+                self._send_part(key, upload, size, part)
+            size += len(part)
+        ours = digester.hexdigests()["dropbox"]
+        if upload is not None and upload.taken_by is not None:
+            if upload.taken_by.content_hash != ours:
+                raise ExistsError(f"cannot store {key}: there is an object of that key already", hint=_CASE)
+            return ObjectInfo(key, size)
+        if upload is not None and upload.end > size:
+            raise IntegrityError(f"cannot store {key}: these are fewer bytes than Dropbox was sent before", hint=_AGAIN)
+        commit = _commit(path, if_absent=if_absent)
+        with _our_errors(f"store {key}", {MissingError: TransientError}):  # what may be missing here is the upload session
+            if upload is not None:
+                cursor = _sdk().files.UploadSessionCursor(upload.session, size)
+                stored = self._dropbox.files_upload_session_finish(b"", cursor, _sdk().files.CommitInfo(**commit))
+            else:
+                stored = self._dropbox.files_upload(part, content_hash=ours, **commit)
+        if stored.content_hash != ours:
+            self._withdraw(path, stored.rev)
+            raise IntegrityError(f"cannot store {key}: Dropbox has other bytes than were sent", hint=_AGAIN)
+        return ObjectInfo(key, size)
+
+    def _begin(self, key: str, first: bytes, *, if_absent: bool, resume: ResumeRecord | None) -> _Upload:
+        """Return the upload in `resume` if Dropbox still has it, otherwise a new one; without `resume` it has `first`."""
+        begun = resume.load() if resume is not None else {}
+        if begun:
+            end = self._end_of(key, begun["session_id"])
+            if end is not None:
+                return _Upload(begun["session_id"], end)
+            if if_absent:  # the session may be gone because it made the file
+                with suppress(MissingError):
+                    return _Upload(begun["session_id"], 0, taken_by=self._file(key))
+        data = first if resume is None else b""  # nothing is sent before the record is safe
+        with _our_errors(f"store {key}"):
+            session = str(self._dropbox.files_upload_session_start(data, content_hash=_content_hash(data)).session_id)
+        if resume is not None:
+            resume.save({"session_id": session})
+        return _Upload(session, len(data))
+
+    def _end_of(self, key: str, session: str) -> int | None:
+        """Return how many bytes Dropbox has in an upload session; None if it is gone, or was made into a file."""
         sdk = _sdk()
-        with _our_errors(f"store {key}", {MissingError: TransientError}):
-            if not session:
-                return str(self._dropbox.files_upload_session_start(part, content_hash=content_hash).session_id)
-            cursor = sdk.files.UploadSessionCursor(session, offset)
+        with _our_errors(f"store {key}"):
             try:
-                self._dropbox.files_upload_session_append_v2(part, cursor, content_hash=content_hash)
+                self._dropbox.files_upload_session_append_v2(b"", sdk.files.UploadSessionCursor(session, 0))
             except sdk.exceptions.ApiError as error:
-                if _offset_after(error.error) != offset + len(part):
+                end = _offset_after(error.error)
+                if end is None and not (error.error.is_not_found() or error.error.is_closed()):
+                    raise
+                return end
+        return 0
+
+    def _send_part(self, key: str, upload: _Upload, offset: int, part: bytes) -> None:
+        """Send what Dropbox does not have yet of `part`, which begins at `offset`."""
+        missing = part[upload.end - offset :]
+        if upload.taken_by is not None or not missing:
+            return
+        sdk = _sdk()
+        end = upload.end + len(missing)
+        with _our_errors(f"store {key}", {MissingError: TransientError}):
+            cursor = sdk.files.UploadSessionCursor(upload.session, upload.end)
+            try:
+                self._dropbox.files_upload_session_append_v2(missing, cursor, content_hash=_content_hash(missing))
+            except sdk.exceptions.ApiError as error:
+                if _offset_after(error.error) != end:
                     raise
                 # Dropbox had taken the part, its answer got lost, and the SDK sent the part again: all is well.
-        return session
+        upload.end = end
 
     def _withdraw(self, path: str, revision: str) -> None:
         """Remove the file that was just written, unless somebody replaced it. That it should go is told by another error."""
@@ -288,6 +346,23 @@ class DropboxConnector(CloudConnector):
             with _our_errors(what):
                 page = self._dropbox.files_list_folder_continue(page.cursor)
             yield from page.entries
+
+
+@dataclass(slots=True)
+class _Upload:
+    """An upload session."""
+
+    session: str
+    """Its id."""
+    end: int
+    """How many bytes Dropbox has in it."""
+    taken_by: Any = None
+    """The file that has the key already. Then the session is of no use; the file may be what it was made into."""
+
+
+def _clear(resume: ResumeRecord | None) -> None:
+    if resume is not None and resume.load():
+        resume.save({})
 
 
 def _sdk() -> Any:
@@ -324,6 +399,12 @@ def _commit(path: str, *, if_absent: bool) -> dict[str, Any]:
         "mute": True,  # no message on the owner's desktop for each object
         "strict_conflict": if_absent,  # else Dropbox says yes to a second file of the same content
     }
+
+
+def _content_hash(data: bytes) -> str:
+    digester = Digester({"dropbox"})
+    digester.update(data)
+    return digester.hexdigests()["dropbox"]
 
 
 def _is_key(text: str) -> bool:

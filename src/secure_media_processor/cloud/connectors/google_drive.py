@@ -13,6 +13,7 @@ call that nobody ordered, and its requests for tokens leave the signed assertion
 and one renewal after a 401, is in Account.
 
 Put reads its source once, so it takes up a broken upload by itself, a few times (_Patience). Nothing else is retried here.
+With a record, a later put takes it up as well, for the week that Drive keeps a session, if it still would go to the same file.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from google.auth.credentials import Credentials
+
+    from secure_media_processor.cloud.connectors.base import ResumeRecord
 
 
 _ENDPOINT = "https://www.googleapis.com"
@@ -130,29 +133,35 @@ class GoogleDriveConnector(CloudConnector):
         return Capabilities(frozenset({"sha256", "md5"}), atomic_create=False, digests_are_stored=True)
 
     def put(
-        self, key: str, source: Iterable[bytes], *, digests: Mapping[str, str] | None = None, if_absent: bool = True
+        self,
+        key: str,
+        source: Iterable[bytes],
+        *,
+        digests: Mapping[str, str] | None = None,
+        if_absent: bool = True,
+        resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
         """Store the bytes of `source` under `key`; see CloudConnector. TransientError also if another put interfered."""
         check_key(key)
-        folder = self._folder_for_writing()
-        present = self._files_of(key, folder)
-        if present and if_absent:
-            raise ExistsError(f"there is an object {key} already")
         digester = Digester({"sha256", "md5", *(digests or ())})
         parts = checked_parts(source, digester, digests)
-        first = next(parts)  # what a source or digest has against it mostly shows before anything is sent
-        target = self._place_of(min(present, key=_rank)) if present else self._new_place(key, folder)
+        target = self._begun(key, resume)
         try:
-            file = self._send(target, first, parts)
+            folder = self._folder_for_writing()
+            old = self._old_file(key, folder, target, if_absent=if_absent)
+            first = next(parts)  # what a source or digest has against it mostly shows before anything is sent
+            target = self._target(key, folder, old, target, resume)
+            file = self._send(target, first, parts, resume)
             self._refuse_altered(file, target, digester.hexdigests())
             if target.is_new:
                 self._refuse_second(file, folder, if_absent=if_absent)
                 self._remember(file)
-        except BaseException:
-            # Also after a failed upload: the last part can arrive though its answer does not.
-            if target.is_new:
-                self._remove_quietly(target)
+        except BaseException as error:
+            is_final = isinstance(error, SmpError) and not error.retryable
+            if target is not None and (is_final or not _is_recorded(resume)):
+                self._drop(target, resume)
             raise
+        _clear(resume)
         return ObjectInfo(key, file.size)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -303,13 +312,54 @@ class GoogleDriveConnector(CloudConnector):
             params["pageToken"] = token
 
     def _describe(self, file_id: str, key: str) -> _File:
+        return _file_from(self._look_up(file_id, f"find {key}"))
+
+    def _look_up(self, file_id: str, what: str) -> dict[str, Any]:
         params = {"fields": _FIELDS, **self._scope}
-        return _file_from(self._http.json(f"find {key}", "GET", f"{self._files_url}/{file_id}", params=params))
+        return self._http.json(what, "GET", f"{self._files_url}/{file_id}", params=params)
 
     # -------------------------------------------------------------------------------------- changing files
 
-    def _new_place(self, key: str, folder: str) -> _Target:
-        file_id = self._take_id()
+    def _begun(self, key: str, resume: ResumeRecord | None) -> _Target | None:
+        """Return where an earlier put was going that was cut off, if there was one."""
+        state = resume.load() if resume is not None else {}
+        if not state or not _same_server(state["session"], self._upload_url):
+            return None
+        place = self._new_place if state["method"] == "POST" else self._old_place
+        target = place(key, state["folder"], state["id"])
+        target.upload = _ResumableUpload(self._http, state["session"], target.what)
+        return target
+
+    def _old_file(self, key: str, folder: str, begun: _Target | None, *, if_absent: bool) -> _File | None:
+        """Return the file that is the object, unless `begun` made it. Raises ExistsError if it is not to be replaced."""
+        old = min(self._files_of(key, folder), key=_rank, default=None)
+        if old is None or (begun is not None and begun.makes(old)):
+            return None
+        if if_absent:
+            raise ExistsError(f"there is an object {key} already")
+        return old
+
+    def _target(self, key: str, folder: str, old: _File | None, begun: _Target | None, resume: ResumeRecord | None) -> _Target:
+        """Return where the upload goes: to where `begun` went, if that is the same and can go on, or to where it should."""
+        if begun is not None and begun.upload is not None:
+            goes_there = begun.folder == folder and (begun.is_new if old is None else begun.id == old.id)
+            if goes_there and self._can_go_on(begun, begun.upload):
+                return begun
+            self._drop(begun, resume)
+        return self._new_place(key, folder, self._take_id()) if old is None else self._old_place(key, folder, old.id)
+
+    def _can_go_on(self, begun: _Target, upload: _ResumableUpload) -> bool:
+        """Ask Drive what it has of the upload `begun`, or of the file that it made. Returns False if there is neither."""
+        is_known = upload.ask()
+        if not begun.is_new or (is_known and not upload.stored):
+            return is_known
+        try:  # a file that was made may have been deleted since, and the session may be forgotten before the file
+            upload.stored = self._look_up(begun.id, begun.what)
+        except MissingError:
+            return False
+        return not _file_from(upload.stored).trashed
+
+    def _new_place(self, key: str, folder: str, file_id: str) -> _Target:
         metadata = {
             "id": file_id,
             "name": key,
@@ -317,18 +367,20 @@ class GoogleDriveConnector(CloudConnector):
             "mimeType": "application/octet-stream",
             "appProperties": {_PROPERTY: _property_of(key)},
         }
-        return _Target(key, file_id, "POST", self._upload_url, metadata, is_new=True)
+        return _Target(key, folder, file_id, "POST", self._upload_url, metadata, is_new=True)
 
-    def _place_of(self, file: _File) -> _Target:
+    def _old_place(self, key: str, folder: str, file_id: str) -> _Target:
         # New content for the same file: Drive swaps it when all of it has arrived.
-        return _Target(file.name, file.id, "PATCH", f"{self._upload_url}/{file.id}", {}, is_new=False)
+        return _Target(key, folder, file_id, "PATCH", f"{self._upload_url}/{file_id}", {}, is_new=False)
 
-    def _send(self, target: _Target, first: tuple[bytes, bool], parts: Iterable[tuple[bytes, bool]]) -> _File:
+    def _send(
+        self, target: _Target, first: tuple[bytes, bool], parts: Iterable[tuple[bytes, bool]], resume: ResumeRecord | None
+    ) -> _File:
         """Upload `first` and `parts` and return the file."""
         data, is_last = first
-        if is_last and len(data) <= _ONE_REQUEST:
+        if is_last and len(data) <= _ONE_REQUEST and target.upload is None:
             return _file_from(self._send_whole(target, data))
-        return _file_from(self._send_parts(target, chain([first], parts)))
+        return _file_from(self._send_parts(target, chain([first], parts), resume))
 
     def _send_whole(self, target: _Target, data: bytes) -> dict[str, Any]:
         """Upload metadata and `data` in one request."""
@@ -342,24 +394,22 @@ class GoogleDriveConnector(CloudConnector):
             except ExistsError:  # the file of our own id: an earlier try arrived, and only its answer was lost
                 if not target.is_new:
                     raise TransientError(f"cannot {target.what}: another change came between") from None
-                url, wanted = f"{self._files_url}/{target.id}", {"fields": _FIELDS, **self._scope}
-                return self._http.json(target.what, "GET", url, params=wanted)
+                return self._look_up(target.id, target.what)
 
         return _patiently(target.what, send)
 
-    def _send_parts(self, target: _Target, parts: Iterable[tuple[bytes, bool]]) -> dict[str, Any]:
-        """Upload `parts` in a session, which is cancelled after an error."""
-        params = {"uploadType": "resumable", "fields": _FIELDS, **self._scope}
-        begin = partial(_ResumableUpload.begin, self._http, target, params=params)
-        upload = _patiently(target.what, begin)
-        stored: dict[str, Any] = {}
-        try:
-            for part, is_last in parts:
-                stored = upload.send(part, is_last=is_last)
-        except BaseException:
-            upload.cancel()
-            raise
-        return stored
+    def _send_parts(self, target: _Target, parts: Iterable[tuple[bytes, bool]], resume: ResumeRecord | None) -> dict[str, Any]:
+        """Upload `parts` in the session of `target`, or a new one."""
+        upload = target.upload
+        if upload is None:
+            params = {"uploadType": "resumable", "fields": _FIELDS, **self._scope}
+            begin = partial(_ResumableUpload.begin, self._http, target, params=params)
+            upload = target.upload = _patiently(target.what, begin)
+            if resume is not None:
+                resume.save({"session": upload.uri, "method": target.method, "folder": target.folder, "id": target.id})
+        for part, is_last in parts:
+            upload.send(part, is_last=is_last)
+        return upload.stored
 
     def _refuse_altered(self, file: _File, target: _Target, sent: Digests) -> None:
         """Raise IntegrityError if Drive does not have what was sent."""
@@ -395,6 +445,14 @@ class GoogleDriveConnector(CloudConnector):
     def _others(self, file: _File, folder: str) -> Sequence[_File]:
         found = _patiently(f"store {file.name}", lambda: [*self._search_key(file.name, folder)])
         return [other for other in found if other.id != file.id]
+
+    def _drop(self, target: _Target, resume: ResumeRecord | None) -> None:
+        """Leave nothing of an upload."""
+        if target.upload is not None and not target.upload.stored:
+            target.upload.cancel()
+        if target.is_new:  # also after a failed upload: the last part can arrive though its answer does not
+            self._remove_quietly(target)
+        _clear(resume)
 
     def _remove_quietly(self, target: _Target) -> None:
         with suppress(SmpError):  # the error that led here says more
@@ -450,20 +508,27 @@ class _File:
 _rank = attrgetter("created", "id")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Target:
     """Where an upload goes."""
 
     key: str
+    folder: str
     id: str
     method: str
     url: str
     metadata: dict[str, Any]
     is_new: bool
+    upload: _ResumableUpload | None = None
+    """The session, once there is one."""
 
     @property
     def what(self) -> str:
         return f"store {self.key}"
+
+    def makes(self, file: _File) -> bool:
+        """Tell whether `file` is there because of this upload."""
+        return self.is_new and self.id == file.id
 
 
 def _file_from(data: dict[str, Any]) -> _File:
@@ -535,34 +600,69 @@ def _patiently(what: str, act: Callable[[], _Result]) -> _Result:
             patience.wait(error)
 
 
+def _is_recorded(resume: ResumeRecord | None) -> bool:
+    return resume is not None and bool(resume.load())
+
+
+def _clear(resume: ResumeRecord | None) -> None:
+    if resume is not None and _is_recorded(resume):
+        resume.save({})
+
+
+def _same_server(uri: str, url: str) -> bool:
+    """Tell whether an upload session is where it should be: the token goes to nobody else."""
+    return urlsplit(uri)[:2] == urlsplit(url)[:2]
+
+
 class _ResumableUpload:
     """An upload session of Drive. It takes parts in order and goes on where Drive stopped after a failure."""
 
     def __init__(self, http: Http, uri: str, what: str) -> None:
-        self._http, self._uri, self._what = http, uri, what
+        self._http, self.uri, self._what = http, uri, what
         self._start = 0
         """Where the next part begins in the file."""
+        self._have = 0
+        """How many bytes of the file Drive has."""
+        self.stored: dict[str, Any] = {}
+        """Drive's description of the file, once all of it is there."""
 
     @classmethod
     def begin(cls, http: Http, target: _Target, *, params: Mapping[str, str]) -> _ResumableUpload:
         """Open a session."""
         with http.ask(target.what, target.method, target.url, params=params, json=target.metadata) as answer:
             uri = answer.headers.get("Location", "")
-        if urlsplit(uri)[:2] != urlsplit(target.url)[:2]:  # the token goes to nobody else
+        if not _same_server(uri, target.url):
             raise TransientError(f"cannot {target.what}: Google Drive opened no upload session")
         return cls(http, uri, target.what)
 
-    def send(self, part: bytes, *, is_last: bool) -> dict[str, Any]:
-        """Send the next part, all of it. Returns Drive's description of the file after the last, nothing before."""
-        end = self._start + len(part)
+    def ask(self) -> bool:
+        """Find out what Drive has of an upload that was cut off. Returns False if it has forgotten the session."""
+        try:
+            answer = self._put(b"", "bytes */*")
+        except SmpError as error:
+            if error.retryable:
+                raise
+            return False  # whichever 4xx it is, Google says, the session is over
+        if isinstance(answer, dict):
+            self.stored = answer
+        else:
+            self._have = answer
+        return True
+
+    def send(self, part: bytes, *, is_last: bool) -> None:
+        """Send what Drive does not have of the next part. After the last, `stored` is there."""
+        start, end = self._start, self._start + len(part)
+        if is_last and self._have > end:
+            message = f"cannot {self._what}: these are fewer bytes than Google Drive was sent before"
+            raise IntegrityError(message, hint="run the same command again")
         total = str(end) if is_last else "*"
-        have, only_ask, patience = self._start, False, _Patience()
-        while have < end or is_last:
+        only_ask, patience = self._have == end, _Patience()
+        while not self.stored and (self._have < end or is_last):
             try:
                 if only_ask:
                     answer = self._put(b"", f"bytes */{total}")
                 else:
-                    answer = self._put(part[have - self._start :], f"bytes {have}-{end - 1}/{total}")
+                    answer = self._put(part[self._have - start :], f"bytes {self._have}-{end - 1}/{total}")
             except MissingError:  # waiting does not bring it back
                 raise TransientError(f"cannot {self._what}: Google Drive dropped the upload session") from None
             except TransientError as error:
@@ -570,26 +670,26 @@ class _ResumableUpload:
                 only_ask = True
                 continue
             if isinstance(answer, dict):
-                return answer
-            if not self._start <= answer <= end:
+                self.stored = answer
+                break
+            if not start <= answer <= end:
                 raise TransientError(f"cannot {self._what}: Google Drive lost a part that it had confirmed")
-            if answer > have:
+            if answer > self._have:
                 patience = _Patience()
-            elif not only_ask or have == end:
+            elif not only_ask or self._have == end:
                 patience.wait(TransientError(f"cannot {self._what}: Google Drive takes no more of it"))
-            have, only_ask = answer, answer == end
+            self._have, only_ask = answer, answer == end
         self._start = end
-        return {}
 
     def cancel(self) -> None:
         """Drop the session and what it has, if Drive can be reached; otherwise Drive does so after a week."""
-        with suppress(SmpError), self._http.ask("cancel", "DELETE", self._uri, accept=(_NO_CONTENT, _CANCELLED)):
+        with suppress(SmpError), self._http.ask("cancel", "DELETE", self.uri, accept=(_NO_CONTENT, _CANCELLED)):
             pass
 
     def _put(self, data: bytes, content_range: str) -> dict[str, Any] | int:
         """Return Drive's description of the file if it is complete, else the number of bytes that Drive has."""
         headers, accept = {"Content-Range": content_range}, (_OK, _CREATED, _INCOMPLETE)
-        with self._http.ask(self._what, "PUT", self._uri, accept=accept, headers=headers, data=data) as answer:
+        with self._http.ask(self._what, "PUT", self.uri, accept=accept, headers=headers, data=data) as answer:
             if answer.status_code != _INCOMPLETE:
                 return object_in(answer)
             confirmed = re.fullmatch(r"bytes=0-(\d{1,15})", answer.headers.get("Range", ""))
