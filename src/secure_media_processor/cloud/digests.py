@@ -100,6 +100,12 @@ class Digester:
         for digest in self._hashes.values():
             digest.update(data)
 
+    def through(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield `blocks`, each added when it passes."""
+        for block in blocks:
+            self.update(block)
+            yield block
+
     def hexdigests(self) -> Digests:
         """Return the digests of what was added so far."""
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}

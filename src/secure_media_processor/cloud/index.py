@@ -68,8 +68,8 @@ class IndexedObject:
     """Bytes of ciphertext."""
     digests: Mapping[str, str]
     """Of the ciphertext; see cloud/digests.py."""
-    sealed: bool = True
-    """Whether it is an SMP1 container made on the way; else it is the file as it was, encrypted by its owner."""
+    file_id: str | None
+    """Id of the SMP1 container that it is, 32 hexadecimal digits; None if it is a file as it was, encrypted by its owner."""
     stores: tuple[str, ...] = ()
     """Names of the stores that it was meant for; empty for all."""
 
@@ -233,7 +233,7 @@ def _object(entry: dict[str, Any]) -> IndexedObject:
         key=check_key(_text(entry["key"])),
         size=_integer(entry["size"]),
         digests={_text(name): _text(digest) for name, digest in entry["digests"].items()},
-        sealed=bool(entry["sealed"]),
+        file_id=_text(entry["file_id"]) if "file_id" in entry else None,
         stores=tuple(_text(name) for name in entry["stores"]),
     )
 

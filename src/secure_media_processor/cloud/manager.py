@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from secure_media_processor.cloud.connectors.base import CloudConnector, ResumeRecord
 
 # A store that takes nothing for so long (seconds) will hardly take the rest in time; it is repaired later.
-_STALL_TIMEOUT = 120.0
+STALL_TIMEOUT = 120.0
 # Before a store that failed is given the object again: once soon, for an answer that was lost, once when it may have recovered.
 _PAUSES = (0.5, 3.0)  # seconds
 # So long a store that failed each time is left alone: a thousand files must not wait for it a thousand times.
@@ -62,7 +63,7 @@ class ConnectorManager:
         connectors: Mapping[str, CloudConnector],
         *,
         quorum: int | None = None,
-        stall_timeout: float = _STALL_TIMEOUT,
+        stall_timeout: float = STALL_TIMEOUT,
         pauses: Sequence[float] = _PAUSES,
     ) -> None:
         """Use `connectors`, by name.
@@ -206,7 +207,8 @@ class ConnectorManager:
     def repair(self, item: StoredObject) -> ObjectStatus:
         """Copy `item` from an intact replica to each store where it is damaged or missing. Returns how it is afterwards.
 
-        Ciphertext goes from store to store through memory, its digest is checked on the way, and nothing is decrypted.
+        The object in the answer has the digests of stores that were not there when it was stored, too. Ciphertext goes from
+        store to store through memory, its digest is checked on the way, and nothing is decrypted.
 
         Raises:
             ObjectLostError: no store has an intact copy.
@@ -220,7 +222,7 @@ class ConnectorManager:
             raise _unavailable(item, reasons, may_return=unreachable)
         for name, replica in before.replicas.items():
             if replica.state in (ReplicaState.DAMAGED, ReplicaState.MISSING):
-                self._copy(item, sources, name)
+                item = self._copy(item, sources, name)
         return self.verify(item)
 
     def fetch(self, item: StoredObject, path: Path | str, *, overwrite: bool = False) -> str:
@@ -245,15 +247,20 @@ class ConnectorManager:
                     return name
             raise _unavailable(item, reasons, may_return=may_return)
 
-    def _copy(self, item: StoredObject, sources: Sequence[str], target: str) -> None:
-        """Copy `item` into the store `target` from the first of `sources` that gives it intact, if any does."""
+    def _copy(self, item: StoredObject, sources: Sequence[str], target: str) -> StoredObject:
+        """Copy `item` into the store `target` from the first of `sources` that gives it intact, if any does.
+
+        Returns `item`, with the digests by which `target` will prove it.
+        """
         for source in sources:
+            digester = Digester(self._connectors[target].capabilities.native_digests)
+            blocks = digester.through(self._connectors[source].get(item.key))
             try:
-                blocks = self._connectors[source].get(item.key)
                 self._connectors[target].put(item.key, blocks, digests=item.digests, if_absent=False)
             except SmpError:  # the check after the repair reports what is still wrong, and why
                 continue
-            return
+            return replace(item, digests=digester.hexdigests() | item.digests)
+        return item
 
     def _withdraw(self, key: str, *, besides: set[str]) -> None:
         """Remove an object from every store but those that hang: one that gave no answer may have it all the same."""

@@ -70,12 +70,12 @@ class Pack:
         self._archive += data
         self._archive += bytes(-len(data) % _TAR_BLOCK)
 
-    def seal(self, recipients: Sequence[Recipient]) -> list[Part]:
-        """Return the parts of the object."""
+    def seal(self, recipients: Sequence[Recipient]) -> tuple[str, list[Part]]:
+        """Return the id of the container and its parts."""
         self._archive += bytes(2 * _TAR_BLOCK)  # the end of an archive
         parts: list[Part] = []
         sink = PartSink(parts.append)
         facts = Original(0, "", media_type="application/x-tar")
-        seal_stream(io.BytesIO(self._archive), sink, Sealing.new(recipients), facts)
+        container = seal_stream(io.BytesIO(self._archive), sink, Sealing.new(recipients), facts)
         sink.flush()
-        return parts
+        return container.file_id, parts

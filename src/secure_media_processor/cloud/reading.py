@@ -114,8 +114,13 @@ class SealedObject:
     """Offset of chunk 0."""
 
     @classmethod
-    def open(cls, replicas: Replicas, identities: Sequence[Identity]) -> SealedObject:
+    def open(cls, replicas: Replicas, identities: Sequence[Identity], *, file_id: str | None = None) -> SealedObject:
         """Read the header of an object.
+
+        Args:
+            replicas: The object.
+            identities: Who may be able to open it.
+            file_id: The id of the container that it is, 32 hexadecimal digits; a store that has another one there is given up.
 
         Raises:
             WrongKeyError, KeyMissingError: it is for nobody in `identities`.
@@ -131,6 +136,8 @@ class SealedObject:
                 if start > len(data):
                     name, data = replicas.fetch(0, start)
                 header = parse_header(data[:length])
+                if file_id is not None and header.file_id.hex() != file_id:
+                    raise IntegrityError("it has another object in this place")  # noqa: TRY301 - as above
                 file_key = unwrap_file_key(header, identities)
                 return cls(replicas, ChunkCipher.from_head(file_key, data[length:start], header.prefix), start)
             except WrongKeyError:

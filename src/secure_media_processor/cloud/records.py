@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from secure_media_processor.cloud.digests import Part, cut_into_parts
+from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts
 from secure_media_processor.cloud.index import MAX_RECORD, PREFIX, Index, Record, key_of
+from secure_media_processor.cloud.objects import ReplicaState, StoredObject
 from secure_media_processor.core.files import make_private_folder, os_errors, write_file
 from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError
 
@@ -111,7 +112,7 @@ class IndexRecords:
         self._opened[record.id] = record
         self._keep(record.id, sealed)
         for name, replica in status.replicas.items():
-            if replica.state == "intact":
+            if replica.state is ReplicaState.INTACT:
                 self._listed.setdefault(name, set()).add(record.id)
                 self._remember(name)
         return status
@@ -153,6 +154,17 @@ class IndexRecords:
                 except SmpError as error:
                     failed[name].append(error)
         return dict(failed)
+
+    def objects(self) -> list[StoredObject]:
+        """Return the records that some store lists as objects, to be checked like others."""
+        names = set().union(*(store.capabilities.native_digests for store in self._manager.connectors.values()))
+        found = []
+        for record_id in self._known():
+            if any(record_id in listed for listed in self._listed.values()):
+                digester, sealed = Digester(names), self._sealed(record_id)
+                digester.update(sealed)
+                found.append(StoredObject(key_of(record_id), len(sealed), digester.hexdigests()))
+        return found
 
     def _list(self) -> None:
         """Ask each store which records it has."""

@@ -49,8 +49,8 @@ class Uploaded:
     """Of the data; of the file as it is if it was encrypted before. 64 hexadecimal digits."""
     size: int
     """Bytes of the same."""
-    sealed: bool
-    """Whether it was encrypted on the way."""
+    file_id: str | None
+    """Of the container that it became; None if it was encrypted before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Uploader:
 
     def _send(self, upload: _Upload, key: str, records: Mapping[str, _StoreRecord], *, taken_up: bool) -> Uploaded:
         status = self.manager.store(key, upload.produce, records=records, taken_up=taken_up)
-        return Uploaded(status, upload.sha256, upload.size, upload.sealing is not None)
+        return Uploaded(status, upload.sha256, upload.size, upload.sealing.file_id if upload.sealing else None)
 
     def _sealing(self, path: Path) -> Sealing | None:
         return None if is_encrypted(path) else Sealing.new(self.recipients)

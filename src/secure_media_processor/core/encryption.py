@@ -185,6 +185,11 @@ class Sealing:
     """24 bytes; public, the payload begins with it."""
     file_key: bytes = field(repr=False)
 
+    @property
+    def file_id(self) -> str:
+        """The id of the container, 32 hexadecimal digits."""
+        return parse_header(self.header).file_id.hex()
+
     @classmethod
     def new(cls, recipients: Sequence[Recipient]) -> Sealing:
         """Draw everything anew, for a container that each of `recipients` can open."""

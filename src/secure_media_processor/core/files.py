@@ -24,6 +24,7 @@ from secure_media_processor.errors import (
     NoSpaceError,
     SameFileError,
     SmpError,
+    TransientError,
 )
 
 if TYPE_CHECKING:
@@ -166,14 +167,106 @@ def atomic_write(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
         ExistsError: `target` exists and `overwrite` is false (also if it comes to exist meanwhile).
         NoSpaceError, FileAccessError, MissingError: as the system says.
     """
+    with open_folder(target) as folder, os_errors(f"write {target}"):
+        _refuse_unwritable(folder, target, overwrite=overwrite)
+        yield from _write_into(folder, target.name, overwrite=overwrite)
+
+
+@contextmanager
+def resumable_write(target: Path, token: str, *, overwrite: bool = False, root: Path | None = None) -> Iterator[BinaryIO]:
+    """As atomic_write, for work that is worth taking up again after it was cut off.
+
+    Yields a file that stands at the end of what an earlier call with the same `token` has written; it is hidden beside `target`
+    meanwhile, mode 0600. It stays after a retryable error, an interrupt or a kill, and is removed after any other error.
+
+    Args:
+        target: As in atomic_write.
+        token: 16 hexadecimal digits that stand for the very data that is being written.
+        overwrite: As in atomic_write.
+        root: If given, no symbolic link below this folder is followed on the way to `target`.
+
+    Raises:
+        TransientError: another process is at it.
+        ExistsError, NoSpaceError, FileAccessError, MissingError: as atomic_write.
+    """
+    temporary = f".{token}.smp-part"
+    with open_folder(target, root) as folder, os_errors(f"write {target}"):
+        _refuse_unwritable(folder, target, overwrite=overwrite)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with open(os.open(temporary, flags, PRIVATE_FILE, dir_fd=folder), "r+b") as file:  # noqa: PTH123 - as above
+            _refuse_foreign(file, target)
+            file.seek(0, os.SEEK_END)
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                _rename(temporary, target.name, folder, overwrite=overwrite)
+                _sync_folder(folder)
+            except BaseException as error:
+                worth_keeping = file.tell() > 0 and not (isinstance(error, SmpError | OSError) and not _retryable(error))
+                if not worth_keeping:
+                    with suppress(FileNotFoundError):
+                        os.unlink(temporary, dir_fd=folder)
+                raise
+            with suppress(FileNotFoundError):  # if it was linked, not renamed
+                os.unlink(temporary, dir_fd=folder)
+
+
+@contextmanager
+def atomic_write_below(root: Path, target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]:
+    """As atomic_write, and no symbolic link is followed on the way from `root` to `target`, which lies below it."""
+    with open_folder(target, root) as folder, os_errors(f"write {target}"):
+        _refuse_unwritable(folder, target, overwrite=overwrite)
+        yield from _write_into(folder, target.name, overwrite=overwrite)
+
+
+@contextmanager
+def open_folder(target: Path, root: Path | None = None) -> Iterator[int]:
+    """Yield a descriptor of the folder that `target` is to lie in.
+
+    With `root`, an existing folder above it, folders in between are made where they are missing, mode 0700, and one that is a
+    symbolic link is refused.
+    """
     with os_errors(f"write {target}"):
-        _refuse_unwritable(target, overwrite=overwrite)
-    with os_errors(f"write {target}"):
-        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield from _write_into(folder, target.name, overwrite=overwrite)
-        finally:
-            os.close(folder)
+        start = target.parent if root is None else root
+        folder = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for step in target.parent.relative_to(start).parts:
+            folder = _step_into(folder, step, target)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _step_into(folder: int, step: str, target: Path) -> int:
+    """Open the folder `step` in `folder`, which is closed; make it if it is missing."""
+    try:
+        with os_errors(f"write {target}"):
+            with suppress(FileExistsError):
+                os.mkdir(step, PRIVATE_FOLDER, dir_fd=folder)
+            return os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileAccessError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ELOOP, errno.ENOTDIR):
+            message = f"cannot write {target}: {step} in its path is a symbolic link"
+            raise FileAccessError(message, hint="name another folder") from None
+        raise
+    finally:
+        os.close(folder)
+
+
+def _retryable(error: BaseException) -> bool:
+    return isinstance(error, SmpError) and error.retryable
+
+
+def _refuse_foreign(file: BinaryIO, target: Path) -> None:
+    """Refuse what lies in the place of our own unfinished file and is not that; hold it against other processes."""
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077 or status.st_nlink != 1:
+        raise FileAccessError(f"cannot write {target}: a file that is not ours stands where its unfinished copy belongs")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TransientError(f"another process is writing {target}", hint="wait until it has ended") from None
 
 
 def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> None:
@@ -182,13 +275,16 @@ def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> None:
         file.write(data)
 
 
-def _refuse_unwritable(target: Path, *, overwrite: bool) -> None:
+def _refuse_unwritable(folder: int, target: Path, *, overwrite: bool) -> None:
     """Refuse a folder, a device or a pipe, and what exists unless it may be replaced."""
-    if target.is_dir():
-        raise FileAccessError(f"cannot write {target}: it is a folder", hint="name a file with -o")
-    if not os.path.lexists(target):
+    try:
+        mode = os.stat(target.name or ".", dir_fd=folder, follow_symlinks=False).st_mode
+        if not target.name or (stat.S_ISLNK(mode) and target.is_dir()):
+            mode = stat.S_IFDIR
+    except FileNotFoundError:
         return
-    mode = target.lstat().st_mode
+    if stat.S_ISDIR(mode):
+        raise FileAccessError(f"cannot write {target}: it is a folder", hint="name a file with -o")
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         raise FileAccessError(f"cannot replace {target}: it is a device or a pipe", hint=f"use -o - > {target}")
     if not overwrite:
