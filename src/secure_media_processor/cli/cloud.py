@@ -6,16 +6,23 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from secure_media_processor.cli.archive import open_archive, summed
 from secure_media_processor.cli.auditing import recorded
-from secure_media_processor.cli.options import output_options
-from secure_media_processor.cli.ui import current, table
+from secure_media_processor.cli.options import key_option, output_options
+from secure_media_processor.cli.ui import Ui, current, table
+from secure_media_processor.cloud.objects import ObjectState, ReplicaState
 from secure_media_processor.cloud.stores import Store, StoreBook, check_options, find_kind, kinds
 from secure_media_processor.cloud.wrappers import Patience
 from secure_media_processor.core.config import get_settings
-from secure_media_processor.errors import PartialError, SmpError, TransientError
+from secure_media_processor.errors import DegradedError, ObjectLostError, PartialError, SmpError, TransientError
+
+if TYPE_CHECKING:
+    from secure_media_processor.cloud.archive import Report
+    from secure_media_processor.cloud.objects import ObjectStatus
 
 # Whoever looks at the screen does not wait five minutes to learn that a store is gone.
 _LOOK = Patience(deadline=10.0)
@@ -34,7 +41,7 @@ class Answer:
 
 @click.group()
 def cloud() -> None:
-    """Name the stores that hold your encrypted files."""
+    """Name your stores, check them and repair them."""
 
 
 @cloud.command()
@@ -151,6 +158,99 @@ def status(names: tuple[str, ...]) -> None:
     if silent:
         kind = TransientError if len(silent) == len(answers) else PartialError
         raise kind(f"{len(silent)} of {len(answers)} stores do not answer: {', '.join(silent)}")
+
+
+@cloud.command()
+@click.option("--deep", is_flag=True, help="Fetch and decrypt every copy.")
+@key_option
+@output_options
+def verify(key_file: Path | None, *, deep: bool) -> None:
+    """Check every copy of everything in your stores.
+
+    Each store is asked for its own digest of each object, which is compared with that of what was sent; nothing is fetched.
+    Exit code 0 if all is well, 9 if copies are damaged, missing or out of reach and others are intact, 6 if a file is lost or
+    the index of a store was set back.
+
+    \b
+    Example:
+      smp cloud verify
+    """
+    ui = current()
+    with recorded("cloud.verify"), open_archive(key_file) as archive:
+        with ui.progress("checking", None) as progress:
+            report = archive.verify(deep=deep, progress=summed(progress))
+        _judge(ui, "verify", report)
+
+
+@cloud.command()
+@key_option
+@output_options
+def repair(key_file: Path | None) -> None:
+    """Copy what a store lacks from one that has it, and remove what was removed elsewhere.
+
+    What is copied is encrypted, and stays so. Exit codes are those of verify, afterwards.
+
+    \b
+    Example:
+      smp cloud repair
+    """
+    with recorded("cloud.repair"), open_archive(key_file) as archive:
+        _judge(current(), "repair", archive.repair())
+
+
+def _judge(ui: Ui, command: str, report: Report) -> None:
+    """Print what was found. Raises unless all is well."""
+    troubled = [status for status in report.objects if status.state is not ObjectState.FULL]
+    copies = [
+        {
+            "object": status.object.key,
+            "files": list(report.names.get(status.object.key, ())),
+            "store": name,
+            "state": str(replica.state),
+            "reason": replica.reason,
+        }
+        for status in troubled
+        for name, replica in status.replicas.items()
+        if replica.state is not ReplicaState.INTACT
+    ]
+    index = {"taken_back": report.taken_back, "unreadable": {s: sorted(ids) for s, ids in report.unreadable.items()}}
+    fields = {
+        "objects": len(report.objects),
+        "state": str(report.worst),
+        "copies": copies,
+        "index": index,
+        "unreachable": {name: str(error) for name, error in report.unreachable.items()},
+        "leftovers": report.leftovers,
+    }
+    rows = [(copy["store"], copy["state"], _files_in(report, str(copy["object"])), copy["reason"]) for copy in copies]
+    ui.result(f"smp.cloud.{command}/1", fields, table(("store", "copy", "of", "reason"), rows) if rows else "")
+    for name, ids in report.taken_back.items():
+        ui.warn(f"{name} has lost {len(ids)} records of the index that it had: it was set back, or somebody removed them")
+    for name, bad in report.unreadable.items():
+        ui.warn(f"{name} holds {len(bad)} records of the index that are damaged, or for other keys")
+    for name, error in report.unreachable.items():
+        ui.warn(f"{name} does not answer: {error}")
+    for name, keys in report.leftovers.items():
+        ui.detail(f"{name} holds {len(keys)} objects that nothing refers to")
+    lost = [status for status in troubled if status.state is ObjectState.LOST and not _may_return(status)]
+    if lost or report.taken_back:
+        message = f"{len(lost)} of {len(report.objects)} objects are lost" if lost else "the index of a store was set back"
+        raise ObjectLostError(message, hint=None if lost else "`smp cloud repair` gives it back what it lacks")
+    if troubled or report.unreachable or report.unreadable:
+        message = f"{len(troubled)} of {len(report.objects)} objects are not intact in every store"
+        raise DegradedError(message, hint="run `smp cloud repair`")
+    ui.say(f"{len(report.objects)} objects are intact in every store")
+
+
+def _may_return(status: ObjectStatus) -> bool:
+    return any(replica.state is ReplicaState.UNREACHABLE for replica in status.replicas.values())
+
+
+def _files_in(report: Report, key: str) -> str:
+    names = report.names.get(key, ())
+    if not names:
+        return "the index"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 import click
 
 from secure_media_processor.cli.auditing import recorded
+from secure_media_processor.cli.chosen_keys import decryption_keys, encryption_key
 from secure_media_processor.cli.options import FILE_OR_PIPE, PIPE, force_option, key_option, output_options
 from secure_media_processor.cli.ui import Ui, current, human_size
-from secure_media_processor.core.config import get_settings
 from secure_media_processor.core.encryption import (
     SUFFIX,
     Container,
@@ -26,15 +26,12 @@ from secure_media_processor.core.encryption import (
     verify_file,
 )
 from secure_media_processor.core.files import atomic_write, open_source, os_errors
-from secure_media_processor.core.keys import SymmetricKey
-from secure_media_processor.core.keystore import Keystore
-from secure_media_processor.errors import KeyMissingError, SmpError, UsageError
+from secure_media_processor.errors import SmpError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from secure_media_processor.core.files import Sink, Source
-    from secure_media_processor.core.recipients import Identity
 
 _source = click.argument("source", metavar="IN", type=FILE_OR_PIPE)
 _target = click.argument("target", metavar="[OUT]", type=FILE_OR_PIPE, required=False)
@@ -69,7 +66,7 @@ def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
     destination = _destination(source, target, output, Path(f"{source}{SUFFIX}"))
     with recorded("encrypt") as operation:
         _warn_of_encrypting_twice(ui, source)
-        key = _encryption_key(key_file)
+        key = encryption_key(key_file)
         with ui.progress("encrypting", _size(source)) as progress:
             if PIPE in (source, destination):
                 with _streams(source, destination, force=force) as (data, sink):
@@ -106,7 +103,7 @@ def decrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
     destination = _destination(source, target, output, _without_suffix(source))
     with recorded("decrypt") as operation:
         operation.object = read_file_id(source) if _is_regular(source) else None
-        keys = _decryption_keys(key_file)
+        keys = decryption_keys(key_file)
         with ui.progress("decrypting", _size(source)) as progress:
             if PIPE in (source, destination):
                 with _streams(source, destination, force=force) as (data, sink):
@@ -133,7 +130,7 @@ def verify(source: Path, key_file: Path | None) -> None:
     ui = current()
     with recorded("verify") as operation:
         operation.object = read_file_id(source) if _is_regular(source) else None
-        keys = _decryption_keys(key_file)
+        keys = decryption_keys(key_file)
         with ui.progress("verifying", _size(source)) as progress:
             if source == PIPE:
                 container = decrypt_stream(_standard_input(), None, keys, progress=progress)
@@ -196,24 +193,6 @@ def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[
                 sys.stdout.buffer.flush()
         else:
             yield data, stack.enter_context(atomic_write(destination, overwrite=force))
-
-
-def _encryption_key(key_file: Path | None) -> SymmetricKey:
-    settings = get_settings()
-    chosen = key_file or settings.key_file
-    return SymmetricKey.load(chosen) if chosen else Keystore(settings.keystore).primary()
-
-
-def _decryption_keys(key_file: Path | None) -> Sequence[Identity]:
-    settings = get_settings()
-    chosen = key_file or settings.key_file
-    if chosen:
-        return [SymmetricKey.load(chosen)]
-    keystore = Keystore(settings.keystore)
-    if not keystore.entries():
-        hint = "bring a copy back with `smp key import FILE`, or name it with --key FILE"
-        raise KeyMissingError(f"there is no key in {settings.keystore}", hint=hint)
-    return [keystore]
 
 
 def _size(source: Path) -> int | None:

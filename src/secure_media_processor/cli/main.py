@@ -32,7 +32,12 @@ _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "key": ("key", "key", "Make, list, copy and choose keys."),
     },
     "Stores": {
-        "cloud": ("cloud", "cloud", "Name the stores that hold your encrypted files."),
+        "upload": ("archive", "upload", "Encrypt files and folders on their way into your stores."),
+        "download": ("archive", "download", "Fetch files and folders from your stores and decrypt them."),
+        "ls": ("archive", "list_files", "List the files in your stores; with NAME, that file or those in that folder."),
+        "rm": ("archive", "remove_files", "Remove files from all your stores."),
+        "sync": ("archive", "sync", "Make your stores have what a folder has."),
+        "cloud": ("cloud", "cloud", "Name your stores, check them and repair them."),
     },
     "This program": {
         "demo": ("demo", "demo", "Show the whole way on a real study, from DICOM to cloud and back."),

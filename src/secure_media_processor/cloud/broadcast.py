@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Self
 
 from secure_media_processor.errors import SmpError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from secure_media_processor.cloud.connectors.base import CloudConnector, ResumeRecord
@@ -46,20 +47,25 @@ class Broadcast:
         needed: int,
         stall_timeout: float,
         records: Mapping[str, ResumeRecord] | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Begin.
 
         Args:
             stores: By name.
-            key: Of the object; nothing is under it yet.
+            key: Of the object.
             needed: How many stores must take it for the whole to make sense.
             stall_timeout: Seconds for which a store may take nothing, or keep `needed` others waiting.
             records: Where the put into a store keeps what lets it be taken up later.
+            overwrite: Replace what is under `key`.
         """
         self._changed = Condition()
         self._needed, self._stall_timeout = needed, stall_timeout
         records = records or {}
-        self._lanes = {name: _Lane(store, key, self._changed, records.get(name)) for name, store in stores.items()}
+        self._lanes = {
+            name: _Lane(partial(store.put, key, if_absent=not overwrite, resume=records.get(name)), self._changed)
+            for name, store in stores.items()
+        }
         for lane in self._lanes.values():
             lane.thread.start()
 
@@ -141,8 +147,8 @@ class Broadcast:
 class _Lane:
     """One store's put, in a daemon thread: a store that hangs for ever must not keep the program from ending."""
 
-    def __init__(self, store: CloudConnector, key: str, changed: Condition, record: ResumeRecord | None) -> None:
-        self._store, self._key, self._record, self._changed = store, key, record, changed
+    def __init__(self, put: Callable[[Iterable[bytes]], object], changed: Condition) -> None:
+        self._put, self._changed = put, changed
         self.waiting: deque[Part | None] = deque()
         """Parts to be taken; None is the end. Guarded by `changed`, as all here."""
         self._moved = time.monotonic()
@@ -181,7 +187,7 @@ class _Lane:
         error: SmpError | None = None
         mistake: BaseException | None = None
         try:
-            self._store.put(self._key, self._parts(), resume=self._record)
+            self._put(self._parts())
         except SmpError as caught:
             error = caught
         except BaseException as caught:  # noqa: BLE001 - raised by finish in the thread of the caller

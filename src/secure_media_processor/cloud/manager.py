@@ -118,16 +118,20 @@ class ConnectorManager:
         *,
         records: Mapping[str, ResumeRecord] | None = None,
         taken_up: bool = False,
+        shared: bool = False,
+        overwrite: bool = False,
     ) -> ObjectStatus:
         """Store what `produce` gives under `key` in every store, all at the same time.
 
         A store that fails for a reason that may pass is given the object again when the others are done.
 
         Args:
-            key: From new_key.
+            key: From new_key, unless `shared`.
             produce: Gives the parts; called again only if a store failed.
             records: Where a put keeps what lets it be taken up later, by name of the store.
             taken_up: Whether an earlier process began this, so that some stores may have the object.
+            shared: Whether others may use `key` too. Then nothing is ever removed from under it.
+            overwrite: Replace what is under `key`.
 
         Returns:
             Where it is now; degraded if the quorum was met and not every store took it.
@@ -136,12 +140,12 @@ class ConnectorManager:
             QuorumError: too few stores took it; what was written has been removed again where that was possible.
             CredentialsError, NoSpaceError and the like: so too, for this reason everywhere.
         """
-        work = _Work(key, self._digest_names(), records or {})
+        work = _Work(key, self._digest_names(), records or {}, overwrite=overwrite)
         for name, store in self._connectors.items():
             error, until = self._left_alone.get(name, (None, 0.0))
             if error is not None and time.monotonic() < until:
                 work.errors[name] = error
-            elif taken_up and _has(store, key):
+            elif taken_up and not overwrite and _has(store, key):
                 work.errors[name] = ExistsError("it has the object already")
             else:
                 work.targets[name] = store
@@ -149,10 +153,10 @@ class ConnectorManager:
             self._rounds(work, produce)
         except BaseException as error:
             # What is cut off with records is taken up later. An error of ours is one of the source, which will not be the same.
-            if isinstance(error, SmpError) or not records:
+            if not shared and (isinstance(error, SmpError) or not records):
                 self._withdraw(key, besides=work.hanging)
             raise
-        return self._judge(work)
+        return self._judge(work, withdraw=not shared)
 
     def delete(self, key: str) -> dict[str, SmpError | None]:
         """Remove the object `key` from every store. Returns for each the error that kept it from that; absent is removed."""
@@ -186,14 +190,15 @@ class ConnectorManager:
             if error is not None:
                 self._left_alone[name] = (error, end)
 
-    def _judge(self, work: _Work) -> ObjectStatus:
+    def _judge(self, work: _Work, *, withdraw: bool) -> ObjectStatus:
         """Return where the object is. Raises if that is not enough."""
         item = work.item
         replicas = {name: _replica(self._connectors[name], item, work.errors[name]) for name in self._connectors}
         failed = {name: replica.reason for name, replica in replicas.items() if replica.state is not ReplicaState.INTACT}
         if len(replicas) - len(failed) >= self.quorum:
             return ObjectStatus(item, replicas)
-        self._withdraw(work.key, besides=work.hanging)
+        if withdraw:
+            self._withdraw(work.key, besides=work.hanging)
         errors = {name: error for name in failed if not isinstance(error := work.errors[name], CalledOffError)}
         reasons = "; ".join(f"{name}: {failed[name]}" for name in errors)
         able = len(replicas) - len(errors)
@@ -284,8 +289,8 @@ def _unavailable(item: StoredObject, reasons: list[str], *, may_return: bool) ->
 class _Work:
     """An object on its way into the stores."""
 
-    def __init__(self, key: str, names: Iterable[str], records: Mapping[str, ResumeRecord]) -> None:
-        self.key, self._names, self._records = key, set(names), records
+    def __init__(self, key: str, names: Iterable[str], records: Mapping[str, ResumeRecord], *, overwrite: bool) -> None:
+        self.key, self._names, self._records, self._overwrite = key, set(names), records, overwrite
         self.targets: dict[str, CloudConnector] = {}
         """Stores that it is still to be sent to."""
         self.errors: dict[str, SmpError | None] = {}
@@ -305,7 +310,14 @@ class _Work:
     def send(self, produce: Producer, needed: int, stall_timeout: float) -> None:
         """Send the object to all targets; those that have it, or fail for good, are none any more."""
         digester, size = Digester(self._names), 0
-        broadcast = Broadcast(self.targets, self.key, needed=needed, stall_timeout=stall_timeout, records=self._records)
+        broadcast = Broadcast(
+            self.targets,
+            self.key,
+            needed=needed,
+            stall_timeout=stall_timeout,
+            records=self._records,
+            overwrite=self._overwrite,
+        )
 
         def send(part: Part) -> None:
             nonlocal size
@@ -340,7 +352,7 @@ def _replica(store: CloudConnector, item: StoredObject, error: SmpError | None) 
     match error:
         case None:
             return Replica(ReplicaState.INTACT)
-        case ExistsError():  # nobody else has this key: an earlier try came through, and only its answer was lost
+        case ExistsError():  # if it is this object, an earlier try came through, and only its answer was lost
             return _check(store, item)
         case _:
             return Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
@@ -350,9 +362,9 @@ def _in_common(errors: Sequence[SmpError | None], message: str) -> SmpError | No
     """Return an error of the class that all `errors` have in common, if that is one for which no retry helps."""
     kinds = {type(error) for error in errors}
     first = errors[0] if errors else None
-    if len(kinds) > 1 or first is None or first.retryable or isinstance(first, ExistsError):
+    if len(kinds) > 1 or first is None or first.retryable:
         return None
-    return type(first)(message, hint=first.hint)
+    return first if len(errors) == 1 else type(first)(message, hint=first.hint)
 
 
 def _check(store: CloudConnector, item: StoredObject) -> Replica:

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, BinaryIO
 
 from secure_media_processor.cloud.reading import Replicas, SealedObject, read_container, read_raw
+from secure_media_processor.core.container import MAX_TRAILER
 from secure_media_processor.core.files import COPY_BLOCK, atomic_write_below, resumable_write
 from secure_media_processor.core.payload import CHUNK
 from secure_media_processor.errors import ChecksumError, IntegrityError, SmpError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from secure_media_processor.cloud.connectors.base import CloudConnector
     from secure_media_processor.cloud.index import IndexedFile
     from secure_media_processor.cloud.objects import StoredObject
+    from secure_media_processor.core.container import Original
     from secure_media_processor.core.recipients import Identity
 
 # What is smaller is fetched again as quickly as it would be found how much of it is there.
@@ -79,25 +81,26 @@ class Restorer:
             with atomic_write_below(root, one.target, overwrite=self.overwrite) as file:
                 if one.file_id is None:
                     self._copy_raw(one, file, counted)
+                    _set_times(file, one.file)
                 else:
-                    original = read_container(self._open(one), file, progress=counted)
-                    self._refuse_other(one, bytes.fromhex(original.sha256))
-                _set_times(file, one.file)
+                    self._check(one, read_container(self._open(one), file, progress=counted), file)
             return
         token = sha256(f"{one.item.key}/{one.target.name}".encode()).hexdigest()[:16]
-        with resumable_write(one.target, token, overwrite=self.overwrite, root=root) as file:
-            sealed = self._open(one)
-            start, known = _what_is_there(file, one.file.size)
-            try:
-                original = read_container(sealed, file, start=start, known=known, progress=counted)
-            except ChecksumError:
-                if not start:
-                    raise
-                file.seek(0)  # a crash has left in the file what was never written; once more, then, from the start
-                file.truncate()
-                original = read_container(sealed, file, progress=counted)
-            self._refuse_other(one, bytes.fromhex(original.sha256))
-            _set_times(file, one.file)
+        restore_container(
+            Replicas(self.stores, one.item),
+            self.identities,
+            one.target,
+            token,
+            check=partial(self._check, one),
+            file_id=one.file_id,
+            root=root,
+            overwrite=self.overwrite,
+            progress=counted,
+        )
+
+    def _check(self, one: Wanted, original: Original, file: BinaryIO) -> None:
+        self._refuse_other(one, bytes.fromhex(original.sha256))
+        _set_times(file, one.file)
 
     def _open(self, one: Wanted) -> SealedObject:
         return SealedObject.open(Replicas(self.stores, one.item), self.identities, file_id=one.file_id)
@@ -151,6 +154,51 @@ class Restorer:
             _set_times(file, one.file)
 
 
+def restore_container(
+    replicas: Replicas,
+    identities: Sequence[Identity],
+    target: Path,
+    token: str,
+    *,
+    check: Callable[[Original, BinaryIO], object] | None = None,
+    file_id: str | None = None,
+    root: Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Original:
+    """Write the data of a container to `target`; what an earlier call wrote before it was cut off is not fetched again.
+
+    Args:
+        replicas: The container.
+        identities: Who may be able to open it.
+        target: Appears when all of it was verified, `check` included.
+        token: See resumable_write.
+        check: Is shown the trailer, and the file before it gets its name; raises if anything is wrong.
+        file_id: See SealedObject.open.
+        root: See resumable_write.
+        overwrite: Replace what is in the way.
+        progress: Called with the number of bytes of data so far.
+
+    Raises:
+        IntegrityError, TransientError and the like: as SealedObject.open and read_container. What can be had by trying again
+            keeps what was written.
+    """
+    with resumable_write(target, token, overwrite=overwrite, root=root) as file:
+        sealed = SealedObject.open(replicas, identities, file_id=file_id)
+        start, known = _what_is_there(file, sealed.plain_size - MAX_TRAILER)
+        try:
+            original = read_container(sealed, file, start=start, known=known, progress=progress)
+        except ChecksumError:
+            if not start:
+                raise
+            file.seek(0)  # a crash has left in the file what was never written; once more, then, from the start
+            file.truncate()
+            original = read_container(sealed, file, progress=progress)
+        if check is not None:
+            check(original, file)
+        return original
+
+
 class _Window:
     """A stream of blocks from which ranges are taken in order."""
 
@@ -185,9 +233,9 @@ def _offset(one: Wanted) -> int:
     return one.file.offset or 0
 
 
-def _what_is_there(file: BinaryIO, size: int) -> tuple[int, _Hash]:
+def _what_is_there(file: BinaryIO, most: int) -> tuple[int, _Hash]:
     """Return how much of the data an unfinished file holds, and the SHA-256 of that; what is beyond whole chunks goes."""
-    there = min(file.tell(), size)
+    there = max(0, min(file.tell(), most))
     there -= there % CHUNK
     digest = sha256()
     file.seek(0)

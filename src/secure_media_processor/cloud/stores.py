@@ -8,12 +8,14 @@ entry point of the group ``smp.connectors``; ours are registered as anybody's ar
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from secure_media_processor.cloud.wrappers import Patience, Retrying
+from secure_media_processor.cloud.wrappers import Paced, Patience, Retrying
 from secure_media_processor.core.files import (
     locked_folder,
     make_private_folder,
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
     from secure_media_processor.cloud.connectors.base import CloudConnector
 
 GROUP = "smp.connectors"
+EVERY_KIND = {
+    "requests-per-second": "how many requests to send at most, retries included",
+    "bytes-per-second": "how fast to send and receive at most",
+}
+"""Options that stores of every kind have."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _MAX_BOOK = 256 * 1024
 
@@ -71,8 +78,21 @@ class Store:
         """
         kind = find_kind(self.kind)
         check_options(self.kind, kind, self.options)
-        limiter = RateLimiter(kind.requests_per_second, 2 * kind.requests_per_second)
-        return Retrying(kind.open(self.options, limiter.acquire), patience, limiter=limiter)
+        own = {name: value for name, value in self.options.items() if name in kind.options}
+        rate = _rate(self.options, "requests-per-second") or kind.requests_per_second
+        limiter = RateLimiter(rate, max(1.0, 2 * rate))
+        store = kind.open(own, limiter.acquire)
+        bandwidth = _rate(self.options, "bytes-per-second")
+        if bandwidth is not None:
+            store = Paced(store, RateLimiter(bandwidth, bandwidth))
+        return Retrying(store, patience, limiter=limiter)
+
+    @property
+    def label(self) -> str:
+        """What tells this store from every other that has or had its name."""
+        place = sorted((name, value) for name, value in self.options.items() if name not in EVERY_KIND)
+        text = json.dumps([self.kind, place])
+        return f"{self.name}-{sha256(text.encode()).hexdigest()[:16]}"
 
 
 def kinds() -> list[str]:
@@ -92,11 +112,27 @@ def find_kind(name: str) -> StoreKind:
 
 def check_options(name: str, kind: StoreKind, options: Mapping[str, str]) -> None:
     """Raise UsageError unless `options` are what stores of `kind` need."""
-    unknown, missing = sorted(options.keys() - kind.options.keys()), sorted(kind.required - options.keys())
+    known = {**kind.options, **EVERY_KIND}
+    unknown, missing = sorted(options.keys() - known.keys()), sorted(kind.required - options.keys())
     if unknown or missing:
         problem = f"have no option {unknown[0]}" if unknown else f"need the option {missing[0]}"
-        hint = "options: " + "; ".join(f"{option}= {meaning}" for option, meaning in kind.options.items())
+        hint = "options: " + "; ".join(f"{option}= {meaning}" for option, meaning in known.items())
         raise UsageError(f"stores of kind {name} {problem}", hint=hint)
+    for option in EVERY_KIND:
+        _rate(options, option)
+
+
+def _rate(options: Mapping[str, str], name: str) -> float | None:
+    """Return the limit in an option, None if it is not given. Raises UsageError if it is no number above 0."""
+    if name not in options:
+        return None
+    try:
+        rate = float(options[name])
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise UsageError(f"{name} is a number above 0", hint=f"such as {name}=10")
+    return max(1.0, rate) if name == "bytes-per-second" else rate
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,14 +68,21 @@ class Uploader:
 
     @contextmanager
     def upload(
-        self, path: Path, name: str, *, key: str | None = None, progress: Callable[[int], None] | None = None
+        self,
+        path: Path,
+        name: str,
+        *,
+        key: str | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> Iterator[Uploaded]:
         """Store the file `path`. Its journal goes when the block ends without an error: write down there what must be kept.
 
         Args:
             path: A regular file or pipe. One that smp or age has encrypted is stored as it is.
             name: What it is stored for, which may be done for one file under several names at the same time.
-            key: Of the object; random unless given.
+            key: Of the object; random unless given. One that is given is not ours alone: nothing is removed from under it.
+            overwrite: Replace what is under `key`.
             progress: Called with the bytes of the file that have been read.
 
         Raises:
@@ -84,31 +91,37 @@ class Uploader:
         """
         with open_source(path) as file:
             start = partial(_Upload, path, file, progress)
+            store = partial(self.manager.store, shared=key is not None, overwrite=overwrite)
             if os.fstat(file.fileno()).st_size < _WORTH_A_JOURNAL:
-                yield self._send(start(self._sealing(path)), key or new_key(), {}, taken_up=False)
+                upload = start(self._sealing(path))
+                yield upload.uploaded(store(key or new_key(), upload.produce))
                 return
             with Journal(self._journal_path(path, name)) as journal:
-                yield self._with_journal(journal, start, key, encrypted=is_encrypted(path))
+                yield self._with_journal(journal, start, store, key, encrypted=is_encrypted(path))
                 journal.remove()
 
     def _with_journal(
-        self, journal: Journal, start: Callable[[Sealing | None, Journal], _Upload], key: str | None, *, encrypted: bool
+        self,
+        journal: Journal,
+        start: Callable[[Sealing | None, Journal], _Upload],
+        store: Callable[..., ObjectStatus],
+        key: str | None,
+        *,
+        encrypted: bool,
     ) -> Uploaded:
         records = {name: _StoreRecord(journal, name) for name in self.manager.connectors}
         begun = self._begun(journal, key, encrypted=encrypted)
         if begun is not None:
             object_key, sealing = begun
+            upload = start(sealing, journal)
             with suppress(SourceChangedError):  # since the journal was begun
-                return self._send(start(sealing, journal), object_key, records, taken_up=True)
+                return upload.uploaded(store(object_key, upload.produce, records=records, taken_up=True))
         journal.begin_anew()
         object_key, sealing = key or new_key(), None if encrypted else Sealing.new(self.recipients)
         kept = {"header": b64encode(sealing.header).decode(), "salt": sealing.salt.hex()} if sealing else {}
         journal.append({"format": _JOURNAL_FORMAT, "object": object_key, **kept})
-        return self._send(start(sealing, journal), object_key, records, taken_up=False)
-
-    def _send(self, upload: _Upload, key: str, records: Mapping[str, _StoreRecord], *, taken_up: bool) -> Uploaded:
-        status = self.manager.store(key, upload.produce, records=records, taken_up=taken_up)
-        return Uploaded(status, upload.sha256, upload.size, upload.sealing.file_id if upload.sealing else None)
+        upload = start(sealing, journal)
+        return upload.uploaded(store(object_key, upload.produce, records=records))
 
     def _sealing(self, path: Path) -> Sealing | None:
         return None if is_encrypted(path) else Sealing.new(self.recipients)
@@ -183,13 +196,18 @@ class _Upload:
         sealing: Sealing | None,
         journal: Journal | None = None,
     ) -> None:
-        self._path, self._file, self.sealing = path, file, sealing
+        self._path, self._file, self._sealing = path, file, sealing
         self._progress, self._journal = progress, journal
         entries = journal.entries if journal is not None else []
         self._digests: dict[int, str] = {entry["part"]: entry["sha256"] for entry in entries if "part" in entry}
-        self.sha256, self.size = "", 0
+        self._sha256, self._size = "", 0
+
+    def uploaded(self, status: ObjectStatus) -> Uploaded:
+        """Return what is known when the file is in the stores."""
+        return Uploaded(status, self._sha256, self._size, self._sealing.file_id if self._sealing else None)
 
     def produce(self, send: Callable[[Part], None]) -> None:
+        """Give the parts, as ConnectorManager.store asks for them."""
         number = 0
 
         def send_checked(part: Part) -> None:
@@ -205,14 +223,14 @@ class _Upload:
         after = os.fstat(self._file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise self._changed()
-        self.sha256, self.size = original
+        self._sha256, self._size = original
 
     def _write(self, sink: PartSink) -> tuple[str, int]:
         """Write the file to `sink`, encrypted or as it is, and return the SHA-256 and size of what was read."""
         source = _NamedFile(self._file, self._path)
-        if self.sealing is not None:
+        if self._sealing is not None:
             facts = describe_file(self._path, self._file)
-            original = seal_stream(source, sink, self.sealing, facts, progress=self._progress).original
+            original = seal_stream(source, sink, self._sealing, facts, progress=self._progress).original
             sink.flush()
             return original.sha256, original.size
         digest, size, block = sha256(), 0, memoryview(bytearray(COPY_BLOCK))

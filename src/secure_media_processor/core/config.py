@@ -31,7 +31,7 @@ _APP = "secure-media-processor"
 _PROJECT_FILE = "smp.toml"
 _ENV_PREFIX = "SMP_"
 _MAX_CONFIG = 64 * 1024
-_PATHS = {"keystore", "key_file", "stores", "audit_log"}
+_PATHS = {"keystore", "key_file", "stores", "cloud_state", "audit_log"}
 
 
 def _not_empty(value: object) -> object:
@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     stores: AbsolutePath = Field(
         default_factory=lambda: _home(platformdirs.user_config_path, "stores.json"),
         description="File that lists your stores; `smp cloud add` writes it.",
+    )
+    cloud_state: AbsolutePath = Field(
+        default_factory=lambda: _home(platformdirs.user_state_path, "cloud"),
+        description="Folder where this machine keeps the index it has seen in your stores, and unfinished uploads.",
     )
     audit_log: AbsolutePath = Field(
         default_factory=lambda: _home(platformdirs.user_state_path, "audit.jsonl"),
