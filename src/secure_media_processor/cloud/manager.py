@@ -199,7 +199,10 @@ class ConnectorManager:
             return ObjectStatus(item, replicas)
         if withdraw:
             self._withdraw(work.key, besides=work.hanging)
-        errors = {name: error for name in failed if not isinstance(error := work.errors[name], CalledOffError)}
+        errors = {name: work.errors[name] for name in failed if not isinstance(work.errors[name], CalledOffError)}
+        for name in errors:
+            if replicas[name].state is ReplicaState.UNREACHABLE:  # also if it said that it has the object, and no more
+                errors[name] = TransientError(failed[name])
         reasons = "; ".join(f"{name}: {failed[name]}" for name in errors)
         able = len(replicas) - len(errors)
         message = f"{able} of {len(replicas)} stores can take the object, {self.quorum} must ({reasons})"

@@ -48,6 +48,7 @@ def test_stronger_sources_win_one_by_one(work: Path, monkeypatch: pytest.MonkeyP
     assert loaded.origins == {
         "keystore": "flag",
         "stores": "default",
+        "cloud_state": "default",
         "audit_log": "environment SMP_AUDIT_LOG",
         "key_file": str(work / "smp.toml"),
         "audit_on_failure": str(user_file()),
