@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,13 @@ import pytest
 from pydicom import Dataset
 
 from conftest import Ran, left_in
-from secure_media_processor.cloud.manager import ConnectorManager
+from secure_media_processor.cli import local_s3
+from secure_media_processor.cloud import archive
+from secure_media_processor.cloud.archive import Archive
+from secure_media_processor.cloud.objects import ObjectStatus, Replica, ReplicaState
 from secure_media_processor.medical.deid import engine
+
+INTACT = Replica(ReplicaState.INTACT)
 
 
 def test_every_claim_holds_and_nothing_stays(
@@ -33,14 +39,17 @@ def test_the_folder_can_be_kept_and_looked_at(work: Path, home: Path, smp: Calla
     shown = json.loads(ran.out)
     assert shown["held"]
     assert all(step["held"] for step in shown["steps"])
-    for name in ("study", "de-identified", "encrypted", "fetched", "decrypted"):
+    for name in ("study", "de-identified", "fetched/study"):
         assert len(left_in(work / "kept" / name)) == 30
     assert {path.name for path in (work / "kept" / "stores").iterdir()} == {"cloud-a", "cloud-b"}
+    with_s3 = local_s3.program() is not None
+    upload = next(step for step in shown["steps"] if step["name"].startswith("encrypt"))
+    assert ("a real S3 server" in upload["shown"]) == with_s3
     assert left_in(home) == set()
     assert smp("demo", "--folder", "kept").code == 8
 
 
-@pytest.mark.parametrize("broken", ["a name survives", "damage goes unnoticed", "a repair does nothing"])
+@pytest.mark.parametrize("broken", ["a name survives", "damage goes unnoticed", "a store sees a name", "a repair does nothing"])
 def test_a_claim_that_does_not_hold_fails_the_demo(
     work: Path, smp: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
@@ -54,17 +63,11 @@ def test_a_claim_that_does_not_hold_fails_the_demo(
 
         monkeypatch.setattr(engine.Deidentifier, "deidentify", leaky)
     elif broken == "damage goes unnoticed":
-        sync = ConnectorManager.verify
-        first = []
-
-        def blind(manager: ConnectorManager, item: object) -> object:
-            status = sync(manager, item)  # type: ignore[arg-type]
-            first.append(status)
-            return first[len(first) // 2]
-
-        monkeypatch.setattr(ConnectorManager, "verify", blind)
+        monkeypatch.setattr(Archive, "_check", lambda _archive, item, names: ObjectStatus(item, dict.fromkeys(names, INTACT)))
+    elif broken == "a store sees a name":
+        monkeypatch.setattr(archive, "new_key", lambda: f"halvorsen-quist-{secrets.token_hex(8)}")
     else:
-        monkeypatch.setattr(ConnectorManager, "repair", ConnectorManager.verify)
+        monkeypatch.setattr(Archive, "repair", Archive.verify)
     ran = smp("demo")
     assert ran.code == 1
     assert "SMP-DEMO-FAILED" in ran.err

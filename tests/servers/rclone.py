@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from servers.programs import installed
+from secure_media_processor.cli.local_s3 import find_program
 from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, free_port
 
 
 def program() -> str | None:
     """Return the path of rclone, None if it is not installed."""
-    return installed("rclone")
+    return find_program("rclone")
 
 
 def run(*args: str | Path, endpoint: str | None = None) -> bytes:

@@ -1,7 +1,8 @@
 """smp demo: the whole way of a study, with real parts, and a proof for every claim.
 
 Everything happens in one folder: keys, stores, audit log. The study is made of CT and MR files that ship with pydicom, into
-which a patient who does not exist is planted.
+which a patient who does not exist is planted. Where SeaweedFS and boto3 are installed one of the stores is a real S3 server, on
+this machine; else it is a folder like the others.
 """
 
 from __future__ import annotations
@@ -14,26 +15,27 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from secure_media_processor.cli import local_s3
 from secure_media_processor.cli.options import FILE, output_options
 from secure_media_processor.cli.ui import current, table
+from secure_media_processor.cloud.archive import Action, Archive, Keys, Source
 from secure_media_processor.cloud.connectors.local import LocalConnector
-from secure_media_processor.cloud.manager import ConnectorManager
 from secure_media_processor.cloud.objects import ObjectState, ObjectStatus, ReplicaState
 from secure_media_processor.core.audit import AuditLog
-from secure_media_processor.core.encryption import SUFFIX, decrypt_file, encrypt_file
 from secure_media_processor.core.files import make_private_folder
 from secure_media_processor.core.keystore import Keystore
 from secure_media_processor.errors import ExistsError, SmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from secure_media_processor.cloud.objects import StoredObject
+    from secure_media_processor.cloud.connectors.base import CloudConnector
     from secure_media_processor.medical.deid.engine import DeidReport
     from secure_media_processor.medical.dicom.reader import Instance
 
@@ -42,7 +44,10 @@ _STUDY = (
     "CT_small.dcm", "MR_small.dcm", "dicomdirtests/77654033/CT2", "dicomdirtests/98892001/CT2N", "dicomdirtests/98892001/CT5N",
     "dicomdirtests/98892003/MR1", "dicomdirtests/98892003/MR2", "dicomdirtests/98892003/MR700",
 )  # fmt: skip
-_STORES = ("clinic-nas", "cloud-a", "cloud-b")
+_NAS, _S3, _OTHER = "clinic-nas", "cloud-a", "cloud-b"
+_NAME = "study"
+# Different bytes in a piece of a file that is looked for: a run of zeros is everywhere.
+_VARIED = 8
 
 # Nobody has this name, number or address. Each value goes where a real one of its kind stands.
 _PATIENT = {
@@ -113,9 +118,9 @@ class Demo:
 def demo(folder: Path | None) -> None:
     """Show the whole way on a real study, from DICOM to cloud and back.
 
-    A study with a planted patient is de-identified, encrypted and stored in three places; one copy is damaged and one deleted,
-    which is noticed and repaired; one store is lost; and the study comes back identical. Nothing outside the folder is touched,
-    and nothing is sent anywhere.
+    A study with a planted patient is de-identified, and encrypted on its way into three stores, one of them a real S3 server if
+    there is one on this machine; one copy is damaged and one deleted, which is noticed and repaired; one store is lost; and the
+    study comes back identical. Nothing outside the folder is touched, and nothing leaves this machine.
 
     \b
     Example:
@@ -147,7 +152,7 @@ def demo(folder: Path | None) -> None:
 def run(folder: Path) -> list[Step]:
     """Run the demo in the empty folder `folder` and return its steps."""
     demo = Demo(folder)
-    study, clean, safe, back = (folder / name for name in ("study", "de-identified", "encrypted", "fetched"))
+    study, clean, back = (folder / name for name in ("study", "de-identified", "fetched"))
     log = AuditLog(folder / "audit" / "audit.jsonl")
     planted, uids = _plant(demo, study)
     with log.operation("medical.anonymize"):
@@ -156,21 +161,32 @@ def run(folder: Path) -> list[Step]:
     originals = _files(clean)
     keystore = Keystore(folder / "keys")
     keystore.generate()
-    with log.operation("encrypt"):
-        _encrypt(demo, originals, safe, keystore, planted)
-    stores = {name: LocalConnector.create(folder / "stores" / name) for name in _STORES}
-    manager = ConnectorManager(stores)
-    with log.operation("cloud.sync"):
-        objects = _sync(demo, manager, _files(safe))
-    _damage_and_notice(demo, manager, folder / "stores", objects)
-    with log.operation("cloud.repair"):
-        _repair(demo, manager, objects)
-    with log.operation("cloud.fetch"):
-        _lose_a_store_and_fetch(demo, manager, folder / "stores", objects, back)
-    with log.operation("decrypt"):
-        _decrypt_and_compare(demo, keystore, back, clean, originals)
+    key = keystore.primary()
+    with _stores(folder) as stores:
+        archive = Archive(stores, Keys([key], [keystore], key.content_key), folder / "cloud")
+        with log.operation("upload"):
+            _upload(demo, archive, clean, stores)
+        _search_stores(demo, stores, planted, originals)
+        _damage_and_notice(demo, archive, folder / "stores", stores)
+        with log.operation("cloud.repair"):
+            _repair(demo, archive)
+        with log.operation("download"):
+            _lose_a_store_and_download(demo, archive, folder / "stores", back)
+    _compare(demo, back / _NAME, originals)
     _check_audit(demo, log, planted)
     return demo.steps
+
+
+@contextmanager
+def _stores(folder: Path) -> Iterator[dict[str, CloudConnector]]:
+    """Yield the three stores, all of them in `folder`."""
+    stores: dict[str, CloudConnector] = {name: LocalConnector.create(folder / "stores" / name) for name in (_NAS, _OTHER)}
+    if local_s3.program() is None or find_spec("boto3") is None:
+        yield {**stores, _S3: LocalConnector.create(folder / "stores" / _S3)}
+        return
+    make_private_folder(folder / "stores" / _S3)
+    with local_s3.running(folder / "stores" / _S3) as server, server.bucket() as bucket:
+        yield {**stores, _S3: bucket}
 
 
 def _plant(demo: Demo, study: Path) -> tuple[list[bytes], list[bytes]]:
@@ -251,39 +267,43 @@ def _instances(report: DeidReport) -> Iterator[Instance]:
             yield found
 
 
-def _encrypt(demo: Demo, originals: Sequence[Path], safe: Path, keystore: Keystore, planted: list[bytes]) -> None:
-    make_private_folder(safe)
-    with demo.step("encrypt") as step:
-        key = keystore.primary()
-        for number, path in enumerate(originals):
-            encrypt_file(path, safe / f"{number:03}{SUFFIX}", [key])
-        step.files, step.size = len(originals), _size(originals)
-    step.held = len(_files(safe)) == len(originals) and not _occurrences(_files(safe), planted)
-    step.shown = "AES-256-GCM, a fresh key for each file, wrapped for the study key"
+def _upload(demo: Demo, archive: Archive, clean: Path, stores: Mapping[str, CloudConnector]) -> None:
+    with demo.step("encrypt on the way into three stores") as step:
+        sources = [Source(path, f"{_NAME}/{path.relative_to(clean).as_posix()}") for path in _files(clean)]
+        done = list(archive.upload(sources))
+        step.files, step.size = len(done), sum(one.size for one in done) * len(stores)
+    kinds = "two folders and a real S3 server" if _is_s3(stores[_S3]) else "three folders"
+    step.held = {one.action for one in done} <= {Action.STORED, Action.LINKED} and not archive.degraded
+    step.shown = f"AES-256-GCM, random names, an encrypted index; {kinds}"
 
 
-def _sync(demo: Demo, manager: ConnectorManager, containers: Sequence[Path]) -> list[StoredObject]:
-    with demo.step("sync to three stores") as step:
-        statuses = [manager.sync_file(path) for path in containers]
-        step.files, step.size = len(statuses), _size(containers) * len(_STORES)
-    step.held = all(status.state is ObjectState.FULL for status in statuses)
-    step.shown = f"random names; every object in {len(_STORES)} stores, digests agree"
-    return [status.object for status in statuses]
+def _search_stores(demo: Demo, stores: Mapping[str, CloudConnector], planted: list[bytes], originals: Sequence[Path]) -> None:
+    """Search what the stores hold for the patient, and for anything of the de-identified files, too."""
+    with demo.step("search the stores") as step:
+        keys = {name: [info.key for info in store.list()] for name, store in stores.items()}
+        held = [key.encode() + b"".join(store.get(key)) for name, store in stores.items() for key in keys[name]]
+        step.files, step.size = len(held), sum(map(len, held))
+    ends = [path.read_bytes()[-64:] for path in originals]
+    samples = [end for end in ends if len(set(end)) > _VARIED] + [path.name.encode() for path in originals]
+    found = [sample for sample in [*planted, *samples] if any(sample.lower() in data.lower() for data in held)]
+    step.held = not found and len({tuple(sorted(names)) for names in keys.values()}) == 1 and len(held) > 0
+    step.shown = f"{len(found)} of {len(planted) + len(samples)} values, names and pieces are in any of {len(held)} objects"
 
 
-def _damage_and_notice(demo: Demo, manager: ConnectorManager, stores: Path, objects: Sequence[StoredObject]) -> None:
-    """Flip one bit of one replica, delete another, and see whether verify names these two and no other."""
+def _damage_and_notice(demo: Demo, archive: Archive, folder: Path, stores: Mapping[str, CloudConnector]) -> None:
+    """Flip one bit of one copy, delete another, and see whether verify names these two and no other."""
+    objects = [status.object.key for status in archive.verify().objects]
     flipped, deleted = objects[0], objects[-1]
-    victim = stores / _STORES[0] / flipped.key
+    victim = folder / _NAS / flipped
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    (stores / _STORES[1] / deleted.key).unlink()
+    stores[_S3].delete(deleted)
     with demo.step("flip a bit, delete a copy, verify") as step:
-        statuses = [manager.verify(item) for item in objects]
-        step.files, step.size = len(objects), sum(item.size for item in objects) * len(_STORES)
-    expected = {(flipped.key, _STORES[0], ReplicaState.DAMAGED), (deleted.key, _STORES[1], ReplicaState.MISSING)}
-    named = {found for status in statuses for found in _not_intact(status)}
+        report = archive.verify()
+        step.files, step.size = len(report.objects), sum(status.object.size for status in report.objects) * len(stores)
+    expected = {(flipped, _NAS, ReplicaState.DAMAGED), (deleted, _S3, ReplicaState.MISSING)}
+    named = {found for status in report.objects for found in _not_intact(status)}
     step.held = named == expected
     step.shown = "named: " + ", ".join(f"{state} in {store}" for _, store, state in sorted(named, key=lambda n: n[1]))
 
@@ -294,37 +314,35 @@ def _not_intact(status: ObjectStatus) -> Iterator[tuple[str, str, ReplicaState]]
             yield status.object.key, store, replica.state
 
 
-def _repair(demo: Demo, manager: ConnectorManager, objects: Sequence[StoredObject]) -> None:
+def _repair(demo: Demo, archive: Archive) -> None:
     with demo.step("repair") as step:
-        statuses = [manager.repair(item) for item in (objects[0], objects[-1])]
-        step.files, step.size = len(statuses), sum(status.object.size for status in statuses)
-    states = {manager.verify(item).state for item in objects}
-    step.held = states == {ObjectState.FULL}
-    step.shown = f"both copies healed; all {len(objects)} objects full again"
+        report = archive.repair()
+        step.files, step.size = len(report.objects), sum(status.object.size for status in report.objects)
+    step.held = archive.verify().worst is ObjectState.FULL and not report.taken_back
+    step.shown = f"both copies healed; all {len(report.objects)} objects full again"
 
 
-def _lose_a_store_and_fetch(
-    demo: Demo, manager: ConnectorManager, stores: Path, objects: Sequence[StoredObject], back: Path
-) -> None:
-    shutil.rmtree(stores / _STORES[0])
+def _lose_a_store_and_download(demo: Demo, archive: Archive, folder: Path, back: Path) -> None:
+    shutil.rmtree(folder / _NAS)
     make_private_folder(back)
-    with demo.step("lose a store, fetch the study") as step:
-        sources = {manager.fetch(item, back / f"{number:03}{SUFFIX}") for number, item in enumerate(objects)}
-        step.files, step.size = len(objects), sum(item.size for item in objects)
-    step.held = _STORES[0] not in sources and len(_files(back)) == len(objects)
-    step.shown = f"{_STORES[0]} is gone; everything came from {' and '.join(sorted(sources))}"
+    with demo.step("lose a store, download the study") as step:
+        index = archive.read_index()
+        done = list(archive.restore([(file, back / file.name) for file in index.files()], back, index))
+        step.files, step.size = len(done), sum(one.size for one in done)
+    step.held = _NAS in archive.degraded and bool(done) and {one.action for one in done} == {Action.RESTORED}
+    step.shown = f"{_NAS} is gone; everything came from the others, verified before it got its name"
 
 
-def _decrypt_and_compare(demo: Demo, keystore: Keystore, back: Path, clean: Path, originals: Sequence[Path]) -> None:
-    result = clean.with_name("decrypted")
-    make_private_folder(result)
-    with demo.step("decrypt and compare") as step:
-        containers = [decrypt_file(path, result / path.stem, [keystore]) for path in _files(back)]
-        step.files, step.size = len(containers), sum(container.original.size for container in containers)
-    expected = [_sha256(path) for path in originals]
-    found = [_sha256(path) for path in _files(result)]
-    step.held = expected == found == [container.original.sha256 for container in containers]
+def _compare(demo: Demo, result: Path, originals: Sequence[Path]) -> None:
+    with demo.step("compare") as step:
+        found = [_sha256(path) for path in _files(result)]
+        step.files, step.size = len(found), _size(_files(result))
+    step.held = found == [_sha256(path) for path in originals]
     step.shown = "SHA-256 of every file is that of the de-identified original"
+
+
+def _is_s3(store: CloudConnector) -> bool:
+    return not isinstance(store, LocalConnector)
 
 
 def _check_audit(demo: Demo, log: AuditLog, planted: list[bytes]) -> None:

@@ -63,6 +63,7 @@ class S3Connector(CloudConnector):
         endpoint_url: str | None = None,
         region: str | None = None,
         profile: str | None = None,
+        session: Any = None,
         conditional_writes: bool = True,
         before_request: Callable[[], object] | None = None,
         timeout: float = 60.0,
@@ -78,6 +79,7 @@ class S3Connector(CloudConnector):
             endpoint_url: Of a server that is not AWS. Then nothing but this server is contacted.
             region: As AWS names it; by default what the AWS settings say, or us-east-1.
             profile: Name of a profile in the AWS settings.
+            session: A boto3.Session with credentials from elsewhere; `profile` and `region` are not looked at then.
             conditional_writes: Whether the server honours If-None-Match. Some clones ignore it; then a key is looked up before
                 it is written, which is no protection against another writer at the same moment.
             before_request: Called before each HTTP request, repeated ones included: the place for a rate limiter.
@@ -89,7 +91,7 @@ class S3Connector(CloudConnector):
         """
         self._bucket, self._prefix, self._conditional = bucket, prefix, conditional_writes
         with _our_errors("connect"):
-            self._client = _client(endpoint_url, region, profile, timeout)
+            self._client = _client(session or _session(profile, region), endpoint_url, timeout)
         if before_request is not None:
             self._client.meta.events.register("before-send.s3", lambda **_request: before_request() and None)
 
@@ -270,13 +272,17 @@ class _RangeError(Exception):
     """A range that begins after the end of the object."""
 
 
-def _client(endpoint_url: str | None, region: str | None, profile: str | None, timeout: float) -> Any:
+def _session(profile: str | None, region: str | None) -> Any:
     try:
         import boto3  # noqa: PLC0415 - 150 ms that only S3 pays for
-        from botocore.config import Config  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError("boto3 is not installed", hint="pip install 'secure-media-processor[s3]'") from error
-    session = boto3.Session(profile_name=profile, region_name=region)
+    return boto3.Session(profile_name=profile, region_name=region)
+
+
+def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
+    from botocore.config import Config  # noqa: PLC0415 - as boto3
+
     if endpoint_url is not None:
         # The machine's role is asked of AWS's metadata service, which has nothing to do with another server.
         providers = session._session.get_component("credential_provider")  # noqa: SLF001 - there is no public way
