@@ -15,11 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from secure_media_processor.cloud.archive import Archive
     from secure_media_processor.cloud.connectors.base import CloudConnector
     from secure_media_processor.cloud.connectors.dropbox import DropboxAccess, DropboxConnector
     from secure_media_processor.cloud.connectors.google_drive import GoogleDriveConnector
     from secure_media_processor.cloud.connectors.local import LocalConnector
     from secure_media_processor.cloud.connectors.s3 import S3Connector
+    from secure_media_processor.cloud.legacy import CloudStorageManager
     from secure_media_processor.cloud.manager import ConnectorManager
     from secure_media_processor.core.audit import AuditLog
     from secure_media_processor.core.encryption import (
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
     from secure_media_processor.medical.dicom.reader import read_folder
 
 _HOME_OF = {
+    "Archive": "cloud.archive",
     "AuditLog": "core.audit",
     "CloudConnector": "cloud.connectors.base",
+    "CloudStorageManager": "cloud.legacy",
     "ConnectorManager": "cloud.manager",
     "Deidentifier": "medical.deid.engine",
     "DropboxAccess": "cloud.connectors.dropbox",
@@ -61,8 +65,10 @@ _HOME_OF = {
 __version__ = "3.0.0.dev0"
 
 __all__ = [
+    "Archive",
     "AuditLog",
     "CloudConnector",
+    "CloudStorageManager",
     "ConnectorManager",
     "Deidentifier",
     "DropboxAccess",

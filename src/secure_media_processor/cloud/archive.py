@@ -27,6 +27,7 @@ from secure_media_processor.cloud.reading import Replicas, SealedObject, read_co
 from secure_media_processor.cloud.records import IndexRecords
 from secure_media_processor.cloud.restoring import Restorer, Wanted
 from secure_media_processor.cloud.transfer import Uploader, is_encrypted
+from secure_media_processor.core.container import MAX_INTEGER
 from secure_media_processor.core.files import open_source, os_errors, read_full
 from secure_media_processor.errors import MissingError, ObjectLostError, SmpError, SourceChangedError, UsageError
 
@@ -190,9 +191,14 @@ class Archive:
         if not dry_run:
             yield from run.finish()
 
-    def _uploader(self) -> Uploader:
+    def _uploader(self, index: Index) -> Uploader:
         return Uploader(
-            self._manager, self._keys.recipients, self._keys.identities, self._folder / "uploads", self._keys.content_key
+            self._manager,
+            self._keys.recipients,
+            self._keys.identities,
+            self._folder / "uploads",
+            self._keys.content_key,
+            lambda key: index.object(key) is not None,
         )
 
     def content_id(self, digest: bytes) -> str:
@@ -238,7 +244,7 @@ class Archive:
         """Return whether `target` is a file with these very contents."""
         try:
             status = target.lstat()
-            if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            if not stat.S_ISREG(status.st_mode) or (status.st_size, _mtime_ns(status)) != (file.size, file.mtime_ns):
                 return False
             return self.content_id(_sha256(target)) == file.content
         except (OSError, SmpError):
@@ -419,7 +425,7 @@ class _UploadRun:
 
     def __init__(self, archive: Archive, index: Index, progress: Callable[[int], None] | None) -> None:
         self._archive, self._index, self._progress = archive, index, progress
-        self._uploader = archive._uploader()  # noqa: SLF001 - a part of the archive
+        self._uploader = archive._uploader(index)  # noqa: SLF001 - a part of the archive
         self._by_content = {file.content: file for file in index.files()}
         self._sizes = {file.size for file in index.files()}
         self._files: list[IndexedFile] = []
@@ -488,7 +494,7 @@ class _UploadRun:
         status = _status(source.path)
         if size in self._sizes:
             content = self._archive.content_id(_sha256(source.path))
-            if self._link(source, size, status.st_mtime_ns, content):
+            if self._link(source, size, _mtime_ns(status), content):
                 self._count(size)
                 yield Done(source.name, Action.LINKED, size)
                 return
@@ -497,14 +503,14 @@ class _UploadRun:
             item, content = uploaded.status.object, self._archive.content_id(bytes.fromhex(uploaded.sha256))
             stores = self._archive._targets  # noqa: SLF001
             self._objects.append(IndexedObject(item.key, item.size, item.digests, uploaded.file_id, stores))
-            file = IndexedFile(source.name, uploaded.size, status.st_mtime_ns, content, item.key)
+            file = IndexedFile(source.name, uploaded.size, _mtime_ns(status), content, item.key)
             self._files.append(file)
             self._by_content[content] = file
             self._sizes.add(uploaded.size)
             self._write_down()
         yield Done(source.name, Action.STORED, uploaded.size)
 
-    def _link(self, source: Source, size: int, mtime_ns: int, content: str) -> bool:
+    def _link(self, source: Source, size: int, mtime_ns: int | None, content: str) -> bool:
         """Give the file the object in which its contents lie already, if there is one. Returns whether there is."""
         there = self._by_content.get(content)
         if there is None or there.size != size or not self._usable(there):
@@ -533,17 +539,7 @@ class _UploadRun:
             return
         yield from self._collect(_PACKS_UNDER_WAY - 1)
         pack, key = self._pack, self._pack_key
-        files = [
-            IndexedFile(
-                packed.name,
-                packed.size,
-                packed.mtime_ns,
-                self._archive.content_id(bytes.fromhex(packed.sha256)),
-                key,
-                packed.offset,
-            )
-            for packed in pack.files
-        ]
+        files = [self._indexed(packed, key) for packed in pack.files]
         self._under_way.append((files, self._pool.submit(self._store_pack, pack, key)))
         self._pack, self._pack_key = Pack(), new_key()
 
@@ -638,7 +634,12 @@ def _status(path: Path) -> os.stat_result:
         return path.stat()
 
 
-def _read_small(path: Path) -> tuple[bytes, int]:
+def _mtime_ns(status: os.stat_result) -> int | None:
+    """Return the modification time of a file as the index keeps it: None if it is before 1970 or after 2262."""
+    return status.st_mtime_ns if 0 <= status.st_mtime_ns <= MAX_INTEGER else None
+
+
+def _read_small(path: Path) -> tuple[bytes, int | None]:
     """Return the data and modification time of a small file. Raises SourceChangedError if it is being written."""
     with open_source(path) as file, os_errors(f"read {path}"):
         before = os.fstat(file.fileno())
@@ -647,7 +648,7 @@ def _read_small(path: Path) -> tuple[bytes, int]:
         after = os.fstat(file.fileno())
     if (size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise SourceChangedError(f"{path} was changed while it was being read")
-    return bytes(buffer[:size]), before.st_mtime_ns
+    return bytes(buffer[:size]), _mtime_ns(before)
 
 
 def _sha256(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.container import Original
 from secure_media_processor.core.encryption import Sealing, decrypt_stream, seal_stream
-from secure_media_processor.errors import IntegrityError
+from secure_media_processor.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +119,7 @@ class Record:
             files = {e["name"]: (_version(e), None if "removed" in e else _file(e)) for e in fields["files"]}
             objects = {e["key"]: (_version(e), None if "removed" in e else _object(e)) for e in fields["objects"]}
             return cls(record_id, int(fields["counter"]), files, objects)
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError, UsageError) as error:
             raise IntegrityError("a record of the index does not keep to its format, or is not where it was put") from error
 
 

@@ -35,7 +35,7 @@ class Packed:
     name: str
     size: int
     """Bytes of data."""
-    mtime_ns: int
+    mtime_ns: int | None
     sha256: str
     """Of the data, 64 hexadecimal digits."""
     offset: int
@@ -54,17 +54,17 @@ class Pack:
         """Whether the next file belongs into another pack."""
         return len(self._archive) >= PACK_SIZE - LARGEST_IN_PACK
 
-    def add(self, name: str, data: bytes, mtime_ns: int, sha256: str) -> None:
+    def add(self, name: str, data: bytes, mtime_ns: int | None, sha256: str) -> None:
         """Add a file.
 
         Args:
             name: As in the index.
             data: At most LARGEST_IN_PACK bytes.
-            mtime_ns: Modification time in nanoseconds since 1970-01-01 UTC.
+            mtime_ns: Modification time in nanoseconds since 1970-01-01 UTC, if it is known.
             sha256: Of the data.
         """
         member = tarfile.TarInfo(name)
-        member.size, member.mtime, member.mode = len(data), mtime_ns // 10**9, 0o600
+        member.size, member.mtime, member.mode = len(data), (mtime_ns or 0) // 10**9, 0o600
         self._archive += member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
         self.files.append(Packed(name, len(data), mtime_ns, sha256, len(self._archive)))
         self._archive += data

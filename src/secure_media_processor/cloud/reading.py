@@ -29,7 +29,7 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from hashlib import _Hash
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
@@ -52,14 +52,12 @@ class Replicas:
         """Read `item` from `stores`, the first one first."""
         self.item = item
         self._stores = dict(stores)
-        self._reasons: list[str] = []
-        self._may_return = False
+        self._errors: dict[str, SmpError] = {}
 
     def give_up(self, name: str, error: SmpError) -> None:
         """Do not ask the store `name` any more."""
         if self._stores.pop(name, None) is not None:
-            self._reasons.append(f"{name}: {error}")
-            self._may_return = self._may_return or error.retryable
+            self._errors[name] = error
 
     def fetch(self, offset: int, length: int) -> tuple[str, bytes]:
         """Return `length` bytes from `offset` on, and the name of the store that gave them.
@@ -67,10 +65,11 @@ class Replicas:
         Raises:
             ObjectLostError: no store does.
             TransientError: no store does, and some did not answer.
+            WrongKeyError: SealedObject.open found in all of them an object for other keys.
         """
         for name, store in list(self._stores.items()):
             try:
-                data = b"".join(store.get(self.item.key, offset=offset, length=length))
+                data = take(store.get(self.item.key, offset=offset, length=length), length)
                 if len(data) != length:
                     raise TruncatedError(f"the object ends at byte {offset + len(data)} of {self.item.size}")
             except SmpError as error:
@@ -100,8 +99,12 @@ class Replicas:
 
     def unavailable(self) -> SmpError:
         """Return the error that says why no store gives the object."""
-        message = f"no store gives the object {self.item.key} intact ({'; '.join(self._reasons) or 'there is no store'})"
-        return TransientError(message) if self._may_return else ObjectLostError(message)
+        errors = self._errors.values()
+        if errors and all(isinstance(error, WrongKeyError) for error in errors):  # if only some say so, they have changed it
+            return next(iter(errors))
+        reasons = "; ".join(f"{name}: {error}" for name, error in self._errors.items())
+        message = f"no store gives the object {self.item.key} intact ({reasons or 'there is no store'})"
+        return TransientError(message) if any(error.retryable for error in errors) else ObjectLostError(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +143,6 @@ class SealedObject:
                     raise IntegrityError("it has another object in this place")  # noqa: TRY301 - as above
                 file_key = unwrap_file_key(header, identities)
                 return cls(replicas, ChunkCipher.from_head(file_key, data[length:start], header.prefix), start)
-            except WrongKeyError:
-                raise
             except IntegrityError as error:
                 replicas.give_up(name, error)
 
@@ -243,6 +244,17 @@ def read_raw(replicas: Replicas, sink: Sink, *, progress: Callable[[int], None] 
         if progress is not None:
             progress(offset + len(data))
     refuse_other(digester.hexdigests(), replicas.item.digests)
+
+
+def take(blocks: Iterable[bytes], most: int) -> bytes:
+    """Return `blocks` together. Raises IntegrityError if they have more than `most` bytes, before they fill the memory."""
+    taken, size = [], 0
+    for block in blocks:
+        taken.append(block)
+        size += len(block)
+        if size > most:
+            raise IntegrityError("the store sends more than it was asked for")
+    return b"".join(taken)
 
 
 def _plain_size(sealed: int) -> int:

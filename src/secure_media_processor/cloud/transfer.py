@@ -23,7 +23,7 @@ from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.encryption import Sealing, describe_file, seal_stream
 from secure_media_processor.core.files import COPY_BLOCK, open_source, os_errors, read_full
 from secure_media_processor.core.journal import Journal
-from secure_media_processor.errors import IntegrityError, SourceChangedError
+from secure_media_processor.errors import IntegrityError, SmpError, SourceChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +65,8 @@ class Uploader:
     """Folder of the journals."""
     secret: bytes
     """Names the journals, so that they tell nothing of names."""
+    is_kept: Callable[[str], bool] = lambda _key: False
+    """Whether the object of that key is written down as stored: an upload of it is over, whatever a journal says."""
 
     @contextmanager
     def upload(
@@ -97,7 +99,13 @@ class Uploader:
                 yield upload.uploaded(store(key or new_key(), upload.produce))
                 return
             with Journal(self._journal_path(path, name)) as journal:
-                yield self._with_journal(journal, start, store, key, encrypted=is_encrypted(path))
+                try:
+                    uploaded = self._with_journal(journal, start, store, key, encrypted=is_encrypted(path))
+                except SmpError as error:
+                    if not error.retryable:  # nothing is left in the stores that could be taken up
+                        journal.remove()
+                    raise
+                yield uploaded
                 journal.remove()
 
     def _with_journal(
@@ -136,7 +144,7 @@ class Uploader:
             return None
         head = journal.entries[0]
         try:
-            if head["format"] != _JOURNAL_FORMAT or (key or head["object"]) != head["object"]:
+            if head["format"] != _JOURNAL_FORMAT or (key or head["object"]) != head["object"] or self.is_kept(head["object"]):
                 return None
             if encrypted != ("header" not in head):
                 return None

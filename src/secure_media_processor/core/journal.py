@@ -6,11 +6,13 @@ file is held by one process at a time, and removed when the job is done. It hold
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import stat
 from io import FileIO
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from secure_media_processor.core.files import PRIVATE_FILE, make_private_folder, os_errors
@@ -35,6 +37,7 @@ class Journal:
             FileAccessError: it cannot be read or written.
         """
         self.path = path
+        self._lock, self._broken = Lock(), False
         make_private_folder(path.parent)
         with os_errors(f"open the journal {path}"):
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,19 +53,22 @@ class Journal:
         """Add `entry`, which JSON can express. It is on disk on return. Raises NoSpaceError or FileAccessError."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         with os_errors(f"write the journal {self.path}"):
-            # In one write, so that lines of several threads do not mix.
-            written = os.write(self._file.fileno(), line)
-            if written < len(line):
-                raise OSError(28, os.strerror(28))
-            os.fdatasync(self._file.fileno())
-        self.entries.append(entry)
+            with self._lock:
+                if self._broken:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                self._broken = True  # unless all goes well: after a line that is not whole none would be found again
+                if os.write(self._file.fileno(), line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fdatasync(self._file.fileno())
+                self._broken = False
+                self.entries.append(entry)
 
     def begin_anew(self) -> None:
         """Forget all entries."""
         with os_errors(f"write the journal {self.path}"):
             self._file.truncate(0)
             os.fsync(self._file.fileno())
-        self.entries = []
+        self.entries, self._broken = [], False
 
     def remove(self) -> None:
         """Remove the file: the job is done."""
@@ -86,8 +92,13 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"another process is at the same job (it holds {self.path})"
-            raise TransientError(message, hint="wait until it has ended") from None
+            raise self._held_elsewhere() from None
+        if not os.fstat(self._file.fileno()).st_nlink:  # its holder has just finished the job, and removed it
+            raise self._held_elsewhere()
+
+    def _held_elsewhere(self) -> TransientError:
+        message = f"another process is at the same job (it holds {self.path})"
+        return TransientError(message, hint="wait until it has ended")
 
     def _read(self) -> list[dict[str, Any]]:
         """Return the entries, and cut off what a crash left behind them."""
