@@ -229,7 +229,7 @@ def small_steps(folder: Path, url: str, bucket: Bucket, s5cmd: str) -> list[Step
     """Return the steps with many small files, which lie in `small` in `folder`."""
     inputs, outputs = folder / "small", folder / "outputs"
     names = sorted(path.name for path in inputs.iterdir())
-    prefixes = {"s5cmd": "plain/", "smp": "x/"}
+    prefixes = {"s5cmd": "plain/", "smp": "smp/"}
     endpoint = [s5cmd, "--endpoint-url", url]
     up = {
         "s5cmd": [*endpoint, "cp", f"{inputs}/*", f"s3://{BUCKET}/{prefixes['s5cmd']}"],
@@ -240,9 +240,14 @@ def small_steps(folder: Path, url: str, bucket: Bucket, s5cmd: str) -> list[Step
         "smp": [*SMP, "download", "x", "-o", str(outputs)],
     }
 
+    def clear(name: str) -> None:
+        bucket.remove(prefixes[name])
+        if name == "smp":  # it remembers what was in the store
+            shutil.rmtree(folder / "home" / "state", ignore_errors=True)
+
     def check_up(name: str) -> None:
-        sizes = bucket.sizes(prefixes[name])
-        if len(sizes) < len(names) or sum(sizes.values()) < len(names) * SMALL_FILE:
+        sizes = bucket.sizes(prefixes[name])  # smp puts several files into one object
+        if sum(sizes.values()) < len(names) * SMALL_FILE:
             raise RuntimeError(f"{name} uploaded {len(sizes)} objects of {sum(sizes.values())} bytes")
 
     def check_down(name: str) -> None:
@@ -251,7 +256,7 @@ def small_steps(folder: Path, url: str, bucket: Bucket, s5cmd: str) -> list[Step
             raise RuntimeError(f"{name} downloaded something else")
 
     return [
-        Step("small files up", "s5cmd", up, lambda name: bucket.remove(prefixes[name]), check_up),
+        Step("small files up", "s5cmd", up, clear, check_up),
         Step("small files down", "s5cmd", down, lambda _: shutil.rmtree(outputs, ignore_errors=True), check_down),
     ]
 
@@ -295,7 +300,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         environment = environment_for(folder / "home", url)
         (folder / "home").mkdir()
         if "smp" in programs:
-            store = [f"bucket={BUCKET}", f"endpoint={url}", "region=us-east-1"]
+            store = [f"bucket={BUCKET}", "prefix=smp/", f"endpoint={url}", "region=us-east-1"]
             for command in (["key", "generate"], ["cloud", "add", "bench", "s3", *store]):
                 run([*SMP, *command], folder, environment)
         for step in [*large_steps(folder, url, bucket, s5cmd), *small_steps(folder, url, bucket, s5cmd)]:

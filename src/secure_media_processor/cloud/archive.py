@@ -244,7 +244,9 @@ class Archive:
         """Return whether `target` is a file with these very contents."""
         try:
             status = target.lstat()
-            if not stat.S_ISREG(status.st_mode) or (status.st_size, _mtime_ns(status)) != (file.size, file.mtime_ns):
+            if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+                return False
+            if file.mtime_ns not in (None, status.st_mtime_ns):
                 return False
             return self.content_id(_sha256(target)) == file.content
         except (OSError, SmpError):
@@ -302,7 +304,6 @@ class Archive:
         index = self.read_index()
         items = [(_stored(item), item) for item in index.objects()]
         pairs = [(stored, self._stores_of(item), item) for stored, item in items]
-        everywhere = tuple(self._everywhere.connectors)
 
         def check(pair: tuple[StoredObject, Sequence[str], IndexedObject]) -> ObjectStatus:
             stored, names, item = pair
@@ -315,10 +316,12 @@ class Archive:
 
         with ThreadPoolExecutor(1 if deep else _CHECKS_AT_ONCE) as pool:
             statuses = list(pool.map(check, pairs))
-            statuses += pool.map(lambda record: self._check(record, everywhere), self._records.objects())
+            statuses += pool.map(lambda record: self._check(*record), self._records.objects())
         names = defaultdict(list)
         for file in index.files():
             names[file.object].append(file.name)
+        gone = {name: Replica(ReplicaState.MISSING, "it was removed") for name in self._everywhere.connectors}
+        statuses += [ObjectStatus(StoredObject(key, 0, {}), gone) for key in names if index.object(key) is None]
         return Report(
             statuses,
             names,
@@ -335,7 +338,7 @@ class Archive:
             QuorumError: what was learned could not be written down.
         """
         index = self.read_index()
-        self._records.repair()
+        self._repair_index()
         learned = []
         for item in index.objects():
             stored, names = _stored(item), self._stores_of(item)
@@ -349,7 +352,7 @@ class Archive:
                 learned.append(IndexedObject(item.key, item.size, after.object.digests, item.file_id, item.stores))
         if learned:
             self._tell(index, index.tell(objects=learned))
-        removed = index.removed()
+        removed = index.removed() - index.in_use()
         for name, keys in self._leftovers(index).items():
             for key in removed & set(keys):
                 try:
@@ -360,6 +363,13 @@ class Archive:
                     self.degraded[name] = str(error)
         self.degraded = {}
         return self.verify()
+
+    def _repair_index(self) -> None:
+        self._records.repair()
+        for record, stores in self._records.objects():
+            for name, replica in self._check(record, stores).replicas.items():
+                if replica.state is ReplicaState.DAMAGED:
+                    self._records.put_back(name, record)
 
     def _stores_of(self, item: IndexedObject) -> Sequence[str]:
         """Return the names of the stores that an object should be in: those it was meant for, as far as they are known here."""
@@ -660,4 +670,4 @@ def _sha256(path: Path) -> bytes:
 
 def _is_about(error: SmpError, path: Path) -> bool:
     """Return whether an error is one of a source file, so that the others can go on."""
-    return str(path) in str(error)
+    return isinstance(error, SourceChangedError) or str(error).startswith(f"cannot read {path}:")

@@ -12,6 +12,7 @@ from functools import partial
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Self
 
+from secure_media_processor.cloud.digests import Part, PartSource
 from secure_media_processor.errors import SmpError, TransientError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from secure_media_processor.cloud.connectors.base import CloudConnector, ResumeRecord
-    from secure_media_processor.cloud.digests import Part
 
 # Parts that wait for a store, besides those it is at: enough that none waits for the sender, and 16 MiB each at most.
 _AHEAD = 2
@@ -187,7 +187,7 @@ class _Lane:
         error: SmpError | None = None
         mistake: BaseException | None = None
         try:
-            self._put(self._parts())
+            self._put(PartSource(self._parts()))
         except SmpError as caught:
             error = caught
         except BaseException as caught:  # noqa: BLE001 - raised by finish in the thread of the caller

@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 from secure_media_processor.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 MIB = 1 << 20
 # The size of a part in a multipart upload: a multiple of what Google Drive (256 KiB) and Dropbox (4 MiB) ask for.
@@ -33,38 +34,64 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-class Part(bytes):
-    """A part of an object: PART_SIZE bytes, fewer only in the last. Its SHA-256 is computed once, for all who need it."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an object, hashed once for all who need that."""
 
-    @cached_property
-    def sha256(self) -> bytes:
-        """The SHA-256 of the part, 32 bytes."""
-        return hashlib.sha256(self).digest()
+    data: bytes
+    """PART_SIZE bytes, fewer only in the last part."""
+    sha256: bytes
+    """32 bytes."""
+
+    @classmethod
+    def of(cls, data: bytes | memoryview) -> Self:
+        """Return a copy of `data` as a part."""
+        data = bytes(data)
+        return cls(data, hashlib.sha256(data).digest())
+
+
+class PartSource(Iterator[bytes]):
+    """The parts of an object as a source for a put, which need not hash them again."""
+
+    def __init__(self, parts: Iterator[Part]) -> None:
+        """Yield the data of `parts`."""
+        self._parts = parts
+        self._digests: list[bytes] = []
+
+    def __next__(self) -> bytes:
+        part = next(self._parts)
+        self._digests.append(part.sha256)
+        return part.data
+
+    def sha256_of(self, number: int) -> bytes:
+        """Return the SHA-256, 32 bytes, of part `number` (0, 1, …), which has been read."""
+        return self._digests[number]
 
 
 class BlockHash:
     """SHA-256 over the concatenated SHA-256 digests of blocks of one size; the last block may be shorter."""
 
     def __init__(self, block: int) -> None:
-        self._block = block
+        self.block = block
         self._outer = hashlib.sha256()
         self._inner = hashlib.sha256()
         self._filled = 0
 
     def update(self, data: bytes, /) -> None:
         """Add `data`, of any length."""
-        if isinstance(data, Part) and self._block == PART_SIZE == len(data) and not self._filled:
-            self._outer.update(data.sha256)
-            return
         view = memoryview(data)
         while view:
-            part = view[: self._block - self._filled]
+            part = view[: self.block - self._filled]
             self._inner.update(part)
             self._filled += len(part)
             view = view[len(part) :]
-            if self._filled == self._block:
+            if self._filled == self.block:
                 self._outer.update(self._inner.digest())
                 self._inner, self._filled = hashlib.sha256(), 0
+
+    def add_block(self, digest: bytes) -> None:
+        """Add a block, whole or the last, by its SHA-256."""
+        self._outer.update(digest)
 
     def hexdigest(self) -> str:
         """Return the digest of what was added so far."""
@@ -100,6 +127,14 @@ class Digester:
         for digest in self._hashes.values():
             digest.update(data)
 
+    def add_part(self, part: Part) -> None:
+        """Add the next part, which is full or the last."""
+        for digest in self._hashes.values():
+            if isinstance(digest, BlockHash) and digest.block == PART_SIZE:
+                digest.add_block(part.sha256)
+            else:
+                digest.update(part.data)
+
     def through(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """Yield `blocks`, each added when it passes."""
         for block in blocks:
@@ -122,27 +157,27 @@ def refuse_other(found: Mapping[str, str], expected: Mapping[str, str] | None) -
 
 def checked_parts(
     source: Iterable[bytes], digester: Digester, expected: Mapping[str, str] | None
-) -> Iterator[tuple[Part, bool]]:
-    """Yield the bytes of `source` in parts, each with whether it is the last; that is empty only if `source` is.
+) -> Iterator[tuple[bytes, bool]]:
+    """Yield the bytes of `source` in parts of PART_SIZE, each with whether it is the last; that is empty only if `source` is.
 
     Raises:
         IntegrityError: instead of the last part, without which a store keeps nothing: `digester` does not find `expected`.
     """
-    held: Part | None = None
+    held: bytes | None = None
     for part in cut_into_parts(source):
         digester.update(part)
         if held is not None:  # known not to be the last only now that there is more
             yield held, False
         held = part
     refuse_other(digester.hexdigests(), expected)
-    yield held or Part(), True
+    yield held or b"", True
 
 
-def cut_into_parts(source: Iterable[bytes]) -> Iterator[Part]:
-    """Yield the bytes of `source` in parts; those that come as parts pass through as they are."""
+def cut_into_parts(source: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of `source` in parts of PART_SIZE, fewer in the last; those that come so pass through as they are."""
     filled = bytearray()
     for block in source:
-        if isinstance(block, Part) and len(block) == PART_SIZE and not filled:
+        if len(block) == PART_SIZE and not filled:
             yield block
             continue
         rest = memoryview(block)
@@ -151,7 +186,7 @@ def cut_into_parts(source: Iterable[bytes]) -> Iterator[Part]:
             filled += rest[:room]
             rest = rest[room:]
             if len(filled) == PART_SIZE:
-                yield Part(filled)
+                yield bytes(filled)
                 filled.clear()
     if filled:
-        yield Part(filled)
+        yield bytes(filled)

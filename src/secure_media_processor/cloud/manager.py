@@ -106,8 +106,8 @@ class ConnectorManager:
         read_file_id(path)
 
         def produce(send: Callable[[Part], None]) -> None:
-            for part in cut_into_parts(read_blocks(path)):
-                send(part)
+            for data in cut_into_parts(read_blocks(path)):
+                send(Part.of(data))
 
         return self.store(new_key(), produce)
 
@@ -141,10 +141,12 @@ class ConnectorManager:
             CredentialsError, NoSpaceError and the like: so too, for this reason everywhere.
         """
         work = _Work(key, self._digest_names(), records or {}, overwrite=overwrite)
+        alone = {name: error for name, (error, until) in self._left_alone.items() if time.monotonic() < until}
+        if len(self._connectors) - len(alone) < self.quorum:  # then they are asked again: without them nothing is stored
+            alone = {}
         for name, store in self._connectors.items():
-            error, until = self._left_alone.get(name, (None, 0.0))
-            if error is not None and time.monotonic() < until:
-                work.errors[name] = error
+            if name in alone:
+                work.errors[name] = alone[name]
             elif taken_up and not overwrite and _has(store, key):
                 work.errors[name] = ExistsError("it has the object already")
             else:
@@ -189,6 +191,9 @@ class ConnectorManager:
             error = work.errors[name]
             if error is not None:
                 self._left_alone[name] = (error, end)
+        if not work.item.digests and work.taken() >= self.quorum:
+            work.targets = {}  # enough say that they have the object: it is read once more, to see whether it is this one
+            work.send(produce, 0, self._stall_timeout)
 
     def _judge(self, work: _Work, *, withdraw: bool) -> ObjectStatus:
         """Return where the object is. Raises if that is not enough."""
@@ -303,7 +308,7 @@ class _Work:
 
     @property
     def item(self) -> StoredObject:
-        """The object, as it was sent last."""
+        """The object; without digests if it was never produced to its end."""
         return self._sent
 
     def taken(self) -> int:
@@ -325,8 +330,8 @@ class _Work:
         def send(part: Part) -> None:
             nonlocal size
             broadcast.send(part)
-            digester.update(part)
-            size += len(part)
+            digester.add_part(part)
+            size += len(part.data)
 
         with broadcast, suppress(TooFewError):
             produce(send)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts
 from secure_media_processor.cloud.index import MAX_RECORD, PREFIX, Index, Record, key_of
 from secure_media_processor.cloud.objects import ReplicaState, StoredObject
+from secure_media_processor.cloud.reading import take
 from secure_media_processor.core.files import make_private_folder, os_errors, write_file
 from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError
 
@@ -61,6 +62,7 @@ class IndexRecords:
         self._recipients, self._identities = recipients, identities
         self._opened: dict[str, Record] = {}
         self._listed: dict[str, set[str]] = {}
+        self._vanished: dict[tuple[str, str], MissingError] = {}
         self.unreachable: dict[str, SmpError] = {}
         """Stores that did not answer when the index was read last, and why."""
         self.unreadable: dict[str, dict[str, SmpError]] = {}
@@ -72,6 +74,7 @@ class IndexRecords:
         Raises:
             TransientError, CredentialsError and the like: no store answers.
         """
+        self._vanished = {}
         for _ in range(_TRIES):
             self._list()
             try:
@@ -102,7 +105,7 @@ class IndexRecords:
     def publish(self, record: Record) -> ObjectStatus:
         """Store `record` in every store that lacks it."""
         sealed = record.seal(self._recipients)
-        parts = list(cut_into_parts([sealed]))
+        parts = [Part.of(data) for data in cut_into_parts([sealed])]
 
         def produce(send: Callable[[Part], None]) -> None:
             for part in parts:
@@ -147,23 +150,31 @@ class IndexRecords:
                 except SmpError as error:
                     failed[name].append(error)
             self._remember(name)
-        for name, damaged in self.unreadable.items():
-            for record_id in damaged.keys() & self._opened.keys():  # another store has it intact
-                try:
-                    self._manager.connectors[name].put(key_of(record_id), [self._sealed(record_id)], if_absent=False)
-                except SmpError as error:
-                    failed[name].append(error)
         return dict(failed)
 
-    def objects(self) -> list[StoredObject]:
-        """Return the records that some store lists as objects, to be checked like others."""
-        names = set().union(*(store.capabilities.native_digests for store in self._manager.connectors.values()))
-        found = []
+    def put_back(self, name: str, record: StoredObject) -> None:
+        """Replace a record that is damaged in a store. What goes wrong shows when it is checked again."""
+        with suppress(SmpError):
+            sealed = self._sealed(record.key.removeprefix(PREFIX))
+            self._manager.connectors[name].put(record.key, [sealed], if_absent=False)
+
+    def objects(self) -> list[tuple[StoredObject, list[str]]]:
+        """Return the records that some store lists as objects, to be checked like others, each with where it should be.
+
+        A record whose place another has taken is not missing where it is gone; a store that was away may still have it.
+        """
+        digests = set().union(*(store.capabilities.native_digests for store in self._manager.connectors.values()))
+        lacking, found = self.lacking(), []
         for record_id in self._known():
             if any(record_id in listed for listed in self._listed.values()):
-                digester, sealed = Digester(names), self._sealed(record_id)
+                digester, sealed = Digester(digests), self._sealed(record_id)
                 digester.update(sealed)
-                found.append(StoredObject(key_of(record_id), len(sealed), digester.hexdigests()))
+                names = [
+                    name
+                    for name in self._manager.connectors
+                    if name in self.unreachable or record_id in self._listed[name] or record_id in lacking.get(name, ())
+                ]
+                found.append((StoredObject(key_of(record_id), len(sealed), digester.hexdigests()), names))
         return found
 
     def _list(self) -> None:
@@ -213,10 +224,13 @@ class IndexRecords:
             if record_id not in listed:
                 continue
             try:
-                sealed = b"".join(self._manager.connectors[name].get(key_of(record_id), length=MAX_RECORD))
+                sealed = take(self._manager.connectors[name].get(key_of(record_id), length=MAX_RECORD), MAX_RECORD)
                 self._opened[record_id] = Record.open(record_id, sealed, self._identities)
             except MissingError as error:
-                missing = error
+                if (name, record_id) in self._vanished:  # the store lists what it has not
+                    self.unreadable.setdefault(name, {})[record_id] = error
+                else:
+                    self._vanished[name, record_id] = missing = error
             except SmpError as error:
                 self.unreadable.setdefault(name, {})[record_id] = error
             else:

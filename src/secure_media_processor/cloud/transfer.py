@@ -81,7 +81,7 @@ class Uploader:
         """Store the file `path`. Its journal goes when the block ends without an error: write down there what must be kept.
 
         Args:
-            path: A regular file or pipe. One that smp or age has encrypted is stored as it is.
+            path: A regular file. One that smp or age has encrypted is stored as it is.
             name: What it is stored for, which may be done for one file under several names at the same time.
             key: Of the object; random unless given. One that is given is not ours alone: nothing is removed from under it.
             overwrite: Replace what is under `key`.
@@ -189,7 +189,7 @@ class PartSink:
     def flush(self) -> None:
         """Send what is there as the last part."""
         if self._filled:
-            part, self._filled = Part(self._buffer[: self._filled]), 0
+            part, self._filled = Part.of(self._buffer[: self._filled]), 0
             self._send(part)
 
 

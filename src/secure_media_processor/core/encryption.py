@@ -27,7 +27,13 @@ from secure_media_processor.core.container import (
     parse_header,
 )
 from secure_media_processor.core.files import atomic_write, open_source, os_errors, read_full, refuse_same_file
-from secure_media_processor.core.payload import SALT_SIZE, Progress, decrypt_payload, encrypt_payload
+from secure_media_processor.core.payload import (
+    SALT_SIZE,
+    Progress,
+    begin_payload,
+    decrypt_payload,
+    encrypt_payload,
+)
 from secure_media_processor.core.recipients import unwrap_file_key
 from secure_media_processor.errors import IntegrityError, TruncatedError
 
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from secure_media_processor.core.files import Sink, Source
+    from secure_media_processor.core.payload import Encryptor
     from secure_media_processor.core.recipients import Identity, Recipient
 
 SUFFIX = ".smp"
@@ -184,6 +191,8 @@ class Sealing:
     salt: bytes
     """24 bytes; public, the payload begins with it."""
     file_key: bytes = field(repr=False)
+    _begun: list[tuple[Encryptor, bytes]] = field(default_factory=list, repr=False, compare=False)
+    """The payload that drew the salt; it can be written once, and quicker than one that is made again."""
 
     @property
     def file_id(self) -> str:
@@ -195,7 +204,8 @@ class Sealing:
         """Draw everything anew, for a container that each of `recipients` can open."""
         file_key, prefix = secrets.token_bytes(FILE_KEY_SIZE), new_prefix()
         header = build_header(prefix, [recipient.wrap(file_key, prefix) for recipient in recipients], file_key)
-        return cls(header, secrets.token_bytes(SALT_SIZE), file_key)
+        begun = begin_payload(file_key, prefix)
+        return cls(header, begun[1][:SALT_SIZE], file_key, [begun])
 
     @classmethod
     def restore(cls, header: bytes, salt: bytes, identities: Sequence[Identity]) -> Sealing:
@@ -218,7 +228,11 @@ def seal_stream(
     header = parse_header(sealing.header)
     sink.write(sealing.header)
     counter = Progress(progress)
-    original = encrypt_payload(source, sink, sealing.file_key, header.prefix, facts=facts, progress=counter, salt=sealing.salt)
+    if sealing._begun:  # noqa: SLF001 - ours
+        begun = sealing._begun.pop()  # noqa: SLF001
+    else:
+        begun = begin_payload_again(sealing.file_key, header.prefix, sealing.salt)
+    original = encrypt_payload(source, sink, begun, facts=facts, progress=counter)
     return Container(header.file_id.hex(), original)
 
 
@@ -252,7 +266,7 @@ def _encrypt(
     file_key, prefix = secrets.token_bytes(FILE_KEY_SIZE), new_prefix()
     header = build_header(prefix, [recipient.wrap(file_key, prefix) for recipient in recipients], file_key)
     sink.write(header)
-    original = encrypt_payload(source, sink, file_key, prefix, facts=facts, progress=Progress(progress))
+    original = encrypt_payload(source, sink, begin_payload(file_key, prefix), facts=facts, progress=Progress(progress))
     return Container(parse_header(header).file_id.hex(), original)
 
 

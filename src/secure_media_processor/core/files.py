@@ -194,7 +194,7 @@ def resumable_write(target: Path, token: str, *, overwrite: bool = False, root: 
         _refuse_unwritable(folder, target, overwrite=overwrite)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         with open(os.open(temporary, flags, PRIVATE_FILE, dir_fd=folder), "r+b") as file:  # noqa: PTH123 - as above
-            _refuse_foreign(file, target)
+            _refuse_foreign(file, folder, temporary, target)
             file.seek(0, os.SEEK_END)
             try:
                 yield file
@@ -258,15 +258,19 @@ def _retryable(error: BaseException) -> bool:
     return isinstance(error, SmpError) and error.retryable
 
 
-def _refuse_foreign(file: BinaryIO, target: Path) -> None:
+def _refuse_foreign(file: BinaryIO, folder: int, temporary: str, target: Path) -> None:
     """Refuse what lies in the place of our own unfinished file and is not that; hold it against other processes."""
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077 or status.st_nlink != 1:
         raise FileAccessError(f"cannot write {target}: a file that is not ours stands where its unfinished copy belongs")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TransientError(f"another process is writing {target}", hint="wait until it has ended") from None
+        # Else whoever held it has just finished, and this is now the target.
+        ours = os.path.samestat(os.stat(temporary, dir_fd=folder, follow_symlinks=False), status)
+    except (BlockingIOError, FileNotFoundError):
+        ours = False
+    if not ours:
+        raise TransientError(f"another process is writing {target}", hint="wait until it has ended")
 
 
 def write_file(target: Path, data: bytes, *, overwrite: bool = False) -> None:

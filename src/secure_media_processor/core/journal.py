@@ -52,16 +52,15 @@ class Journal:
     def append(self, entry: dict[str, Any]) -> None:
         """Add `entry`, which JSON can express. It is on disk on return. Raises NoSpaceError or FileAccessError."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        with os_errors(f"write the journal {self.path}"):
-            with self._lock:
-                if self._broken:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                self._broken = True  # unless all goes well: after a line that is not whole none would be found again
-                if os.write(self._file.fileno(), line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fdatasync(self._file.fileno())
-                self._broken = False
-                self.entries.append(entry)
+        with os_errors(f"write the journal {self.path}"), self._lock:
+            if self._broken:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self._broken = True  # unless all goes well: after a line that is not whole none would be found again
+            if os.write(self._file.fileno(), line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fdatasync(self._file.fileno())
+            self._broken = False
+            self.entries.append(entry)
 
     def begin_anew(self) -> None:
         """Forget all entries."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
@@ -28,7 +28,7 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from secure_media_processor.core.files import Sink, Source
 
@@ -45,6 +45,19 @@ _BLOCK = 16 * CHUNK
 _SEALED_BLOCK = 16 * SEALED_CHUNK
 
 
+class Encryptor(Protocol):
+    """What encrypts a payload, block by block."""
+
+    def update_into(self, data: memoryview, out: memoryview, /) -> int:
+        """Encrypt `data`; write what is complete to `out` and return how much that is."""
+
+    def update(self, data: bytes, /) -> bytes:
+        """Encrypt `data`; return what is complete."""
+
+    def finalize(self) -> bytes:
+        """Return the last chunk."""
+
+
 @dataclass(slots=True)
 class Progress:
     """Tells a listener, if there is one, how many bytes have gone through."""
@@ -59,28 +72,30 @@ class Progress:
             self.listener(self.done)
 
 
-def encrypt_payload(
-    source: Source,
-    sink: Sink,
-    file_key: bytes,
-    prefix: bytes,
-    *,
-    facts: Original,
-    progress: Progress,
-    salt: bytes | None = None,
-) -> Original:
-    """Read `source` to its end and write the payload. Returns `facts` with size and SHA-256 filled in.
+def begin_payload(file_key: bytes, prefix: bytes) -> tuple[Encryptor, bytes]:
+    """Return an encryptor for a new payload, and the head (56 bytes) that it begins with; the first 24 are its salt."""
+    encryptor = Cobblestone256Encryptor(file_key, _context(prefix))
+    return encryptor, encryptor.update(b"")
 
-    With a `salt` (24 random bytes) the same source gives the same bytes each time. Whoever passes one twice must see to it that
-    no byte differs before any leaves the machine: two texts under one key and nonce betray each other.
+
+def begin_payload_again(file_key: bytes, prefix: bytes, salt: bytes) -> tuple[Encryptor, bytes]:
+    """As begin_payload, with the `salt` of an earlier one: the same data gives the same bytes.
+
+    Whoever does so must see to it that no byte differs before any leaves the machine: two texts under one key and nonce betray
+    each other.
     """
-    encryptor: Cobblestone256Encryptor | _ChunkEncryptor
-    if salt is None:
-        encryptor = Cobblestone256Encryptor(file_key, _context(prefix))
-    else:
-        encryptor = _ChunkEncryptor(ChunkCipher.of(file_key, salt, prefix))
-    # The first call gives the head too; a chunk may be completed by a block that began inside it.
-    sealed = memoryview(bytearray(HEAD_SIZE + _SEALED_BLOCK + SEALED_CHUNK))
+    cipher = ChunkCipher.of(file_key, salt, prefix)
+    return _ChunkEncryptor(cipher), cipher.head
+
+
+def encrypt_payload(
+    source: Source, sink: Sink, begun: tuple[Encryptor, bytes], *, facts: Original, progress: Progress
+) -> Original:
+    """Read `source` to its end and write the payload that was `begun`. Returns `facts` with size and SHA-256 filled in."""
+    encryptor, head = begun
+    sink.write(head)
+    # A chunk may be completed by a block that began inside it.
+    sealed = memoryview(bytearray(_SEALED_BLOCK + SEALED_CHUNK))
     size = 0
     with Sha256Ring(_BLOCK) as ring:
         filled = _BLOCK
@@ -190,6 +205,10 @@ class ChunkCipher:
         """Return chunk `index` encrypted: the data (16,384 bytes, fewer in the last chunk) and a tag of 16."""
         return self.aead.encrypt(self._nonce(index), data, None)
 
+    def seal_into(self, index: int, data: memoryview, out: memoryview) -> None:
+        """Write chunk `index`, encrypted, to `out`, which has room for the data and a tag of 16."""
+        self.aead.encrypt_into(self._nonce(index), data, None, out)
+
     def open(self, index: int, chunk: bytes | memoryview) -> bytes | None:
         """Return the data in chunk `index`; None if it is not authentic."""
         try:
@@ -233,33 +252,26 @@ class _ChunkEncryptor:
         self._index = 0
         self._begun = b""
         """Data of a chunk that is not full yet."""
-        self._head = cipher.head
 
-    def update_into(self, data: bytes | memoryview, out: memoryview) -> int:
+    def update_into(self, data: bytes | memoryview, out: memoryview, /) -> int:
         """Encrypt `data`; write what is complete to `out` and return how much that is."""
         written = 0
-        for piece in self._pieces(data):
-            out[written : written + len(piece)] = piece
-            written += len(piece)
-        return written
-
-    def update(self, data: bytes) -> bytes:
-        """Encrypt `data`; return what is complete."""
-        return b"".join(self._pieces(data))
-
-    def finalize(self) -> bytes:
-        """Return the last chunk."""
-        return self._cipher.seal(self._index, self._begun)
-
-    def _pieces(self, data: bytes | memoryview) -> Iterator[bytes]:
-        head, self._head = self._head, b""
-        if head:
-            yield head
         if self._begun:
             data = self._begun + bytes(data)
         view = memoryview(data)
         full = len(view) - len(view) % CHUNK
         for start in range(0, full, CHUNK):
-            yield self._cipher.seal(self._index, view[start : start + CHUNK])
+            self._cipher.seal_into(self._index, view[start : start + CHUNK], out[written : written + SEALED_CHUNK])
             self._index += 1
+            written += SEALED_CHUNK
         self._begun = bytes(view[full:])
+        return written
+
+    def update(self, data: bytes, /) -> bytes:
+        """Encrypt `data`; return what is complete."""
+        out = memoryview(bytearray((len(data) + CHUNK) // CHUNK * SEALED_CHUNK))
+        return bytes(out[: self.update_into(data, out)])
+
+    def finalize(self) -> bytes:
+        """Return the last chunk."""
+        return self._cipher.seal(self._index, self._begun)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import itertools
 from base64 import b64decode, b64encode
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
-from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, Part, checked_parts
+from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, PartSource, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
 from secure_media_processor.errors import (
@@ -33,7 +36,7 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from secure_media_processor.cloud.connectors.base import ResumeRecord
 
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
 _MAX_PARTS = 10_000
 # Parts on their way at once. More does not help one object, and each takes 8 MiB of memory.
 _PARALLEL_PARTS = 4
+# Bytes handed to the socket at once.
+_SEND = 1 << 20
+# The name under which our way of signing is known to botocore; its own is s3v4.
+_SIGNATURE = "smp-s3v4"
 # Botocore's own attempts for one request; longer pauses and a deadline are the business of the wrapper around a connector.
 _ATTEMPTS = 3
 
@@ -50,6 +57,10 @@ _DIGEST_CODES = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "X
 _SLOW_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"}
 _FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 _NOT_IN_RANGE = {"InvalidRange", "416"}
+
+
+_HashPart = Callable[[int, bytes], bytes]
+"""Returns the SHA-256 of a part (0, 1, …), given its number and bytes."""
 
 
 class S3Connector(CloudConnector):
@@ -97,8 +108,8 @@ class S3Connector(CloudConnector):
 
     @property
     def capabilities(self) -> Capabilities:
-        """S3 checks and keeps SHA-256: of the whole for small objects, of the parts for large ones."""
-        return Capabilities(frozenset({"sha256", "sha256-8m"}), atomic_create=self._conditional, digests_are_stored=True)
+        """S3 checks and keeps SHA-256: of the parts, and of the whole for an object of one part, which tells the same."""
+        return Capabilities(frozenset({"sha256-8m"}), atomic_create=self._conditional, digests_are_stored=True)
 
     def put(
         self,
@@ -115,14 +126,17 @@ class S3Connector(CloudConnector):
             self._refuse_taken(key)
         condition = {"IfNoneMatch": "*"} if if_absent and self._conditional else {}
         parts = checked_parts(source, Digester(digests or ()), digests)
+        hash_part: _HashPart = _hash_part
+        if isinstance(source, PartSource):
+            hash_part = lambda number, _data: source.sha256_of(number)  # noqa: E731 - known without hashing
         first, is_last = next(parts)
         if is_last:
-            checksum = b64encode(first.sha256).decode()
+            checksum = b64encode(hash_part(0, first)).decode()
             with _our_errors(f"store {key}"):
-                self._client.put_object(Bucket=self._bucket, Key=name, Body=first, ChecksumSHA256=checksum, **condition)
+                self._client.put_object(Bucket=self._bucket, Key=name, Body=_Body(first), ChecksumSHA256=checksum, **condition)
             return ObjectInfo(key, len(first))
         rest = (part for part, _ in parts)
-        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), condition, resume))
+        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), hash_part, condition, resume))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -178,11 +192,13 @@ class S3Connector(CloudConnector):
         """Close the connections."""
         self._client.close()
 
-    def _put_parts(self, key: str, parts: Iterable[Part], condition: dict[str, str], resume: ResumeRecord | None) -> int:
+    def _put_parts(
+        self, key: str, parts: Iterable[bytes], hash_part: _HashPart, condition: dict[str, str], resume: ResumeRecord | None
+    ) -> int:
         """Store an object in a multipart upload and return its size. What is left after an error stands in `resume`."""
         upload, there = self._begin(key, resume)
         try:
-            sent = self._send_parts(key, upload, parts, there)
+            sent = self._send_parts(partial(self._send_part, upload, hash_part, there), parts)
             listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in sent]
             with _our_errors(f"store {key}"):
                 self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed}, **condition)
@@ -220,10 +236,8 @@ class S3Connector(CloudConnector):
             for part in parts
         }
 
-    def _send_parts(
-        self, key: str, upload: dict[str, str], parts: Iterable[Part], there: Mapping[int, _SentPart]
-    ) -> Sequence[_SentPart]:
-        """Send all parts that are not `there`, some at a time, and return all in order."""
+    def _send_parts(self, send: Callable[[int, bytes], _SentPart], parts: Iterable[bytes]) -> Sequence[_SentPart]:
+        """Send all parts, some at a time, and return them in order."""
         sent: list[_SentPart] = []
         pending: deque[Future[_SentPart]] = deque()
         with ThreadPoolExecutor(_PARALLEL_PARTS, thread_name_prefix="s3-part") as pool:
@@ -232,17 +246,21 @@ class S3Connector(CloudConnector):
                     raise UsageError(f"an object of more than {_MAX_PARTS * PART_SIZE >> 30} GiB cannot be stored in S3")
                 if len(pending) == _PARALLEL_PARTS:
                     sent.append(pending.popleft().result())
-                pending.append(pool.submit(self._send_part, key, upload, number, part, there.get(number)))
+                pending.append(pool.submit(send, number, part))
             sent.extend(future.result() for future in pending)
         return sent
 
-    def _send_part(self, key: str, upload: dict[str, str], number: int, data: Part, there: _SentPart | None) -> _SentPart:
-        checksum = b64encode(data.sha256).decode()
+    def _send_part(
+        self, upload: dict[str, str], hash_part: _HashPart, there: Mapping[int, _SentPart], number: int, data: bytes
+    ) -> _SentPart:
+        """Send a part, unless it is `there`."""
+        checksum = b64encode(hash_part(number - 1, data)).decode()
+        old = there.get(number)
         # A server that lists no checksum has at least checked it when the part came; a part that is not whole it never lists.
-        if there is not None and there.size == len(data) and there.checksum in ("", checksum):
-            return _SentPart(number, there.etag, checksum, len(data))
-        with _our_errors(f"store {key}"):
-            answer = self._client.upload_part(**upload, PartNumber=number, Body=data, ChecksumSHA256=checksum)
+        if old is not None and old.size == len(data) and old.checksum in ("", checksum):
+            return _SentPart(number, old.etag, checksum, len(data))
+        with _our_errors(f"store {upload['Key'].removeprefix(self._prefix)}"):
+            answer = self._client.upload_part(**upload, PartNumber=number, Body=_Body(data), ChecksumSHA256=checksum)
         return _SentPart(number, answer["ETag"], checksum, len(data))
 
     def _name(self, key: str) -> str:
@@ -261,6 +279,10 @@ class _SentPart:
     checksum: str
     """SHA-256, Base64."""
     size: int
+
+
+def _hash_part(_number: int, data: bytes) -> bytes:
+    return sha256(data).digest()
 
 
 def _clear(resume: ResumeRecord | None) -> None:
@@ -299,7 +321,9 @@ def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return session.client("s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config)
+    client = session.client("s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config)
+    _sign_known_payloads(client)
+    return client
 
 
 def _kept_digest(checksum: str, size: int) -> Digests | None:
@@ -307,9 +331,51 @@ def _kept_digest(checksum: str, size: int) -> Digests | None:
     digest, dash, count = checksum.partition("-")
     if not digest:
         return None
-    if not dash:
-        return {"sha256": b64decode(digest).hex()}
-    return {"sha256-8m": b64decode(digest).hex()} if int(count) == -(-size // PART_SIZE) else None
+    raw = b64decode(digest)
+    if dash:
+        return {"sha256-8m": raw.hex()} if int(count) == -(-size // PART_SIZE) else None
+    if size > PART_SIZE:  # another program has sent it in one piece
+        return None
+    return {"sha256-8m": (sha256(raw) if size else sha256()).hexdigest()}  # the object is its only part
+
+
+class _Body:
+    """The bytes of a request, read in large pieces: http.client asks for 16 KiB at a time, and sends what it gets."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._at = memoryview(data), 0
+
+    def read(self, size: int = -1) -> memoryview:
+        """Return the next bytes, more than `size` if that is little; empty at the end."""
+        piece = self._data[self._at :] if size < 0 else self._data[self._at : self._at + max(size, _SEND)]
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to `offset`, as files do."""
+        self._at = offset + (0, self._at, len(self._data))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Return where the next read begins."""
+        return self._at
+
+
+def _sign_known_payloads(client: Any) -> None:
+    """Let requests that carry the SHA-256 of their body be signed with it, in place of hashing the body once more.
+
+    On http botocore signs a hash that it computes itself, on https none at all; so https requests have it now as well.
+    """
+    from botocore import auth  # noqa: PLC0415 - as boto3
+
+    class KnownPayloadAuth(auth.S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
+        def payload(self, request: Any) -> str:
+            known = request.headers.get("x-amz-checksum-sha256")
+            return str(super().payload(request)) if known is None else b64decode(known).hex()
+
+    auth.AUTH_TYPE_MAPS.setdefault(_SIGNATURE, KnownPayloadAuth)
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register(f"choose-signer.s3.{operation}", lambda **_request: _SIGNATURE)
 
 
 @contextmanager
