@@ -14,7 +14,7 @@ from pydicom import Dataset
 
 from conftest import Ran, left_in
 from secure_media_processor.cli import local_s3
-from secure_media_processor.cloud import archive
+from secure_media_processor.cloud import uploading
 from secure_media_processor.cloud.archive import Archive
 from secure_media_processor.cloud.objects import ObjectStatus, Replica, ReplicaState
 from secure_media_processor.medical.deid import engine
@@ -65,7 +65,7 @@ def test_a_claim_that_does_not_hold_fails_the_demo(
     elif broken == "damage goes unnoticed":
         monkeypatch.setattr(Archive, "_check", lambda _archive, item, names: ObjectStatus(item, dict.fromkeys(names, INTACT)))
     elif broken == "a store sees a name":
-        monkeypatch.setattr(archive, "new_key", lambda: f"halvorsen-quist-{secrets.token_hex(8)}")
+        monkeypatch.setattr(uploading, "new_key", lambda: f"halvorsen-quist-{secrets.token_hex(8)}")
     else:
         monkeypatch.setattr(Archive, "repair", Archive.verify)
     ran = smp("demo")

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -585,15 +585,19 @@ def running(certificate: trustme.LeafCert) -> Iterator[DropboxServer]:
         server.stop()
 
 
-def take_the_place_of_dropbox(server: DropboxServer, authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lead every connection to Dropbox's names to `server`, and let no other leave this process.
+def take_the_place_of_dropbox(
+    server: DropboxServer, authority: Path, monkeypatch: pytest.MonkeyPatch, *, besides: Iterable[tuple[str, int]] = ()
+) -> None:
+    """Lead every connection to Dropbox's names to `server`, and let no other leave this process but those to `besides`.
 
     The SDK reads its host names from the environment when it is imported, once for all tests; here they stay the real ones,
     so that certificate and host headers are checked as well.
     """
-    connect = urllib3.util.connection.create_connection
+    connect, others = urllib3.util.connection.create_connection, frozenset(besides)
 
     def connect_to_server(address: tuple[str, int], *args: Any, **kwargs: Any) -> socket.socket:
+        if address in others:
+            return connect(address, *args, **kwargs)
         if address not in ((API, 443), (CONTENT, 443)):
             raise OSError(f"a test tried to reach {address}")
         return connect(("127.0.0.1", server.port), *args, **kwargs)

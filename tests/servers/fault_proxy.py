@@ -28,6 +28,10 @@ class FaultProxy:
     """"up" is what the client sends."""
     refuse: bool = False
     """Close new connections at once."""
+    record: bool = False
+    """Keep what clients send, from their next connection on."""
+    sent: list[bytearray] = field(default_factory=list)
+    """What they sent, a connection each."""
     bytes_up: int = 0
     bytes_down: int = 0
     connections: int = 0
@@ -35,9 +39,14 @@ class FaultProxy:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
-        passed = 0
+        passed, kept = 0, None
+        if self.record and direction == "up":
+            kept = bytearray()
+            self.sent.append(kept)
         with suppress(OSError):
             while data := source.recv(_BLOCK):
+                if kept is not None:
+                    kept += data
                 data = bytearray(data)
                 with self._lock:
                     if direction == "up":

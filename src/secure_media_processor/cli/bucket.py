@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secure_media_processor.cli.archive import target_in
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.chosen_keys import decryption_keys, encryption_key
 from secure_media_processor.cli.ui import current, human_size
@@ -18,9 +18,11 @@ from secure_media_processor.cloud.stores import Store
 from secure_media_processor.cloud.transfer import Uploader
 from secure_media_processor.core.config import get_settings
 from secure_media_processor.core.encryption import SUFFIX
+from secure_media_processor.errors import ExistsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
 
@@ -40,27 +42,29 @@ def upload_to_bucket(path: Path, bucket: str, remote_key: str | None, key_file: 
             key.content_key,
         )
         size = path.stat().st_size if path.is_file() else None
-        with (
-            ui.progress("uploading", size) as progress,
-            uploader.upload(path, f"{bucket}/{name}", key=name, overwrite=force, progress=progress) as uploaded,
-        ):
-            pass
+        try:
+            with (
+                ui.progress("uploading", size) as progress,
+                uploader.upload(path, f"{bucket}/{name}", key=name, overwrite=force, progress=progress) as uploaded,
+            ):
+                pass
+        except ExistsError as error:
+            error.hint = "name another object with --remote-key, or pass --force to replace it"
+            raise
     item = uploaded.status.object
     fields = {"bucket": bucket, "key": name, "size": item.size, "digests": item.digests, "file_id": uploaded.file_id}
     ui.result("smp.upload.bucket/1", fields, "")
     ui.say(f"{path} -> s3://{bucket}/{name} ({human_size(uploaded.size)})")
 
 
-def download_from_bucket(bucket: str, remote_key: str, output: Path | None, key_file: Path | None, *, force: bool) -> None:
+def download_from_bucket(bucket: str, remote_key: str, output: str | None, key_file: Path | None, *, force: bool) -> None:
     """Fetch an object from `bucket` and decrypt it."""
     ui = current()
-    target = output or Path(remote_key.rpartition("/")[2].removesuffix(SUFFIX))
-    if target.is_dir():
-        target /= remote_key.rpartition("/")[2].removesuffix(SUFFIX)
     with recorded("download") as operation, _open(bucket) as store:
         operation.object = f"{bucket}/{remote_key}".encode("utf-8", "surrogatepass")
         identities = decryption_keys(key_file)
         item = StoredObject(remote_key, store.stat(remote_key).size, {})
+        target = target_in(output, remote_key.rpartition("/")[2].removesuffix(SUFFIX))
         token = sha256(f"{bucket}/{remote_key}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         with ui.progress("downloading", item.size) as progress:
             original = restore_container(

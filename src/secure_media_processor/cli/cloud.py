@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING
 
 import click
 
-from secure_media_processor.cli.archive import open_archive, summed
+from secure_media_processor.cli.archive import counted, open_archive, summed
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.options import key_option, output_options
-from secure_media_processor.cli.ui import Ui, current, table
+from secure_media_processor.cli.ui import Ui, current, one_line, table
+from secure_media_processor.cloud.index import PREFIX
 from secure_media_processor.cloud.objects import ObjectState, ReplicaState
 from secure_media_processor.cloud.stores import Store, StoreBook, check_options, find_kind, kinds
 from secure_media_processor.cloud.wrappers import Patience
 from secure_media_processor.core.config import get_settings
-from secure_media_processor.errors import DegradedError, ObjectLostError, PartialError, SmpError, TransientError
+from secure_media_processor.errors import (
+    DegradedError,
+    ObjectLostError,
+    PartialError,
+    SmpError,
+    TransientError,
+    WrongKeyError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from secure_media_processor.cloud.archive import Report
     from secure_media_processor.cloud.objects import ObjectStatus
 
@@ -222,24 +232,57 @@ def _judge(ui: Ui, command: str, report: Report) -> None:
         "unreachable": {name: str(error) for name, error in report.unreachable.items()},
         "leftovers": report.leftovers,
     }
-    rows = [(copy["store"], copy["state"], _files_in(report, str(copy["object"])), copy["reason"]) for copy in copies]
+    # What a store has that does not answer is nothing but a guess: that it does not answer is said once, below.
+    shown = [copy for copy in copies if copy["store"] not in report.unreachable]
+    rows = [(copy["store"], copy["state"], _files_in(report, str(copy["object"])), copy["reason"]) for copy in shown]
     ui.result(f"smp.cloud.{command}/1", fields, table(("store", "copy", "of", "reason"), rows) if rows else "")
     for name, ids in report.taken_back.items():
-        ui.warn(f"{name} has lost {len(ids)} records of the index that it had: it was set back, or somebody removed them")
+        ui.warn(f"{name} has lost {_records(len(ids))} that it had: it was set back, or somebody removed them")
     for name, bad in report.unreadable.items():
-        ui.warn(f"{name} holds {len(bad)} records of the index that are damaged, or for other keys")
+        foreign = sum(isinstance(error, WrongKeyError) for error in bad.values())
+        if foreign:
+            ui.warn(f"{name} holds {_records(foreign)} for other keys than those at hand: what they tell of is not shown")
+        if foreign < len(bad):
+            ui.warn(f"{name} holds {_records(len(bad) - foreign)} that cannot be read: damaged, or put there by somebody else")
     for name, error in report.unreachable.items():
         ui.warn(f"{name} does not answer: {error}")
     for name, keys in report.leftovers.items():
-        ui.detail(f"{name} holds {len(keys)} objects that nothing refers to")
+        ui.detail(f"{name} holds {counted(len(keys), 'object')} that nothing refers to")
+    every = counted(len(report.objects), "object")
     lost = [status for status in troubled if status.state is ObjectState.LOST and not _may_return(status)]
-    if lost or report.taken_back:
-        message = f"{len(lost)} of {len(report.objects)} objects are lost" if lost else "the index of a store was set back"
-        raise ObjectLostError(message, hint=None if lost else "`smp cloud repair` gives it back what it lacks")
+    if lost:
+        hint = "remove what cannot be had any more with `smp rm`, then upload the originals again"
+        raise ObjectLostError(f"{len(lost)} of {every} cannot be had any more", hint=hint)
+    if report.taken_back:
+        raise ObjectLostError("the index of a store was set back", hint="`smp cloud repair` gives it back what it lacks")
     if troubled or report.unreachable or report.unreadable:
-        message = f"{len(troubled)} of {len(report.objects)} objects are not intact in every store"
-        raise DegradedError(message, hint="run `smp cloud repair`")
-    ui.say(f"{len(report.objects)} objects are intact in every store")
+        raise _degraded(command, report, copies, every)
+    verb = "is" if len(report.objects) == 1 else "are"
+    ui.say(f"{every} {verb} intact in every store" if report.objects else "there is nothing in your stores")
+
+
+def _degraded(command: str, report: Report, copies: Sequence[Mapping[str, object]], every: str) -> DegradedError:
+    """Return the error that says what is not as it should be, and what helps against that."""
+    pending = {copy["object"] for copy in copies if copy["store"] not in report.unreachable}
+    if pending:
+        helps = "run `smp cloud repair`" if command == "verify" else "see the reasons above, then run `smp cloud repair` again"
+        verb = "is" if len(pending) == 1 else "are"
+        return DegradedError(f"{len(pending)} of {every} {verb} not intact in every store", hint=helps)
+    if report.unreachable:
+        names = ", ".join(report.unreachable)
+        return DegradedError(f"not all stores answer: {names}", hint="run `smp cloud repair` when they are back")
+    errors = {record: error for bad in report.unreadable.values() for record, error in bad.items()}
+    foreign = sum(isinstance(error, WrongKeyError) for error in errors.values())
+    if foreign:
+        hint = "`smp key list` shows the keys at hand, and `smp key import FILE` brings another"
+        verb = "is" if foreign == 1 else "are"
+        return DegradedError(f"{_records(foreign)} {verb} for other keys than those at hand", hint=hint)
+    helps = "run `smp cloud repair`" if command == "verify" else "no store has them intact"
+    return DegradedError(f"{_records(len(errors))} cannot be read", hint=helps)
+
+
+def _records(number: int) -> str:
+    return f"{counted(number, 'record')} of the index"
 
 
 def _may_return(status: ObjectStatus) -> bool:
@@ -249,8 +292,8 @@ def _may_return(status: ObjectStatus) -> bool:
 def _files_in(report: Report, key: str) -> str:
     names = report.names.get(key, ())
     if not names:
-        return "the index"
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        return "the index" if key.startswith(PREFIX) else "no file any more"
+    return one_line(names[0]) if len(names) == 1 else f"{one_line(names[0])} and {len(names) - 1} more"
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:

@@ -24,9 +24,11 @@ import click
 from secure_media_processor.cli import local_s3
 from secure_media_processor.cli.options import FILE, output_options
 from secure_media_processor.cli.ui import current, table
-from secure_media_processor.cloud.archive import Action, Archive, Keys, Source
+from secure_media_processor.cloud.archive import Archive, Keys
 from secure_media_processor.cloud.connectors.local import LocalConnector
 from secure_media_processor.cloud.objects import ObjectState, ObjectStatus, ReplicaState
+from secure_media_processor.cloud.outcome import Action
+from secure_media_processor.cloud.uploading import Source
 from secure_media_processor.core.audit import AuditLog
 from secure_media_processor.core.files import make_private_folder
 from secure_media_processor.core.keystore import Keystore

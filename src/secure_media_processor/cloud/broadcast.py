@@ -169,6 +169,9 @@ class _Lane:
         self.error = error
         self.waiting.clear()
 
+    def _alive(self) -> None:
+        self._moved = time.monotonic()
+
     def _parts(self) -> Iterator[Part]:
         while True:
             with self._changed:
@@ -187,7 +190,7 @@ class _Lane:
         error: SmpError | None = None
         mistake: BaseException | None = None
         try:
-            self._put(PartSource(self._parts()))
+            self._put(PartSource(self._parts(), self._alive))
         except SmpError as caught:
             error = caught
         except BaseException as caught:  # noqa: BLE001 - raised by finish in the thread of the caller

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from secure_media_processor.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 MIB = 1 << 20
 # The size of a part in a multipart upload: a multiple of what Google Drive (256 KiB) and Dropbox (4 MiB) ask for.
@@ -53,9 +53,10 @@ class Part:
 class PartSource(Iterator[bytes]):
     """The parts of an object as a source for a put, which need not hash them again."""
 
-    def __init__(self, parts: Iterator[Part]) -> None:
-        """Yield the data of `parts`."""
+    def __init__(self, parts: Iterator[Part], alive: Callable[[], object]) -> None:
+        """Yield the data of `parts`. `alive` is to be called whenever some of what was read has gone out."""
         self._parts = parts
+        self.alive = alive
         self._digests: list[bytes] = []
 
     def __next__(self) -> bytes:

@@ -28,8 +28,8 @@ _MEDIA_TYPE = "application/vnd.smp.index+json"
 _FORMAT = 1
 _ID_BYTES = 16
 _SMALLEST = 4096  # bytes; records of few entries all look the same
-# Enough for two million files; what is larger is not read into memory.
-MAX_RECORD = 1 << 30
+# Enough for a hundred thousand files in one record. What is larger is neither written nor read: it would fill the memory.
+MAX_RECORD = 64 << 20
 
 
 class Version(NamedTuple):
@@ -82,8 +82,10 @@ class Record:
     counter: int
     files: Mapping[str, tuple[Version, IndexedFile | None]]
     """Name → version and file; None for one that was removed."""
-    objects: Mapping[str, tuple[Version, IndexedObject | None]]
-    """Key → version and object; None for one that is to be removed from every store."""
+    objects: Mapping[str, tuple[Version, IndexedObject]]
+    """Key → version and object."""
+    removed: frozenset[str] = frozenset()
+    """Keys of objects that are to go from every store, unless a file lies in them. Nothing ever takes that back."""
 
     @property
     def key(self) -> str:
@@ -98,6 +100,7 @@ class Record:
             "counter": self.counter,
             "files": [_entry("name", name, version, file) for name, (version, file) in self.files.items()],
             "objects": [_entry("key", key, version, item) for key, (version, item) in self.objects.items()],
+            "removed": sorted(self.removed),
         }
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (_padded(len(text)) - len(text))
@@ -117,9 +120,10 @@ class Record:
             if fields["format"] != _FORMAT or fields["id"] != record_id:
                 raise ValueError("another record")  # noqa: TRY301 - the handler is the one for all that is wrong
             files = {e["name"]: (_version(e), None if "removed" in e else _file(e)) for e in fields["files"]}
-            objects = {e["key"]: (_version(e), None if "removed" in e else _object(e)) for e in fields["objects"]}
-            return cls(record_id, int(fields["counter"]), files, objects)
-        except (ValueError, LookupError, TypeError, RecursionError, UsageError) as error:
+            objects = {e["key"]: (_version(e), _object(e)) for e in fields["objects"]}
+            removed = frozenset(check_key(_text(key)) for key in fields["removed"])
+            return cls(record_id, _integer(fields["counter"]), files, objects, removed)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UsageError) as error:
             raise IntegrityError("a record of the index does not keep to its format, or is not where it was put") from error
 
 
@@ -129,14 +133,20 @@ class Index:
 
     counter: int = 0
     """The highest seen."""
+    removed: set[str] = field(default_factory=set)
+    """Keys of the objects that are to go from every store, unless a file lies in them."""
     _files: dict[str, tuple[Version, IndexedFile | None]] = field(default_factory=dict)
-    _objects: dict[str, tuple[Version, IndexedObject | None]] = field(default_factory=dict)
+    _objects: dict[str, tuple[Version, IndexedObject]] = field(default_factory=dict)
+    _in_use: set[str] | None = None
 
     def merge(self, record: Record) -> bool:
         """Take in what `record` tells. Returns whether any of it was news."""
         self.counter = max(self.counter, record.counter)
+        self._in_use = None
+        more = not record.removed <= self.removed
+        self.removed |= record.removed
         # No generator: both must be merged.
-        news = [_merge(self._files, record.files), _merge(self._objects, record.objects)]
+        news = [_merge(self._files, record.files), _merge(self._objects, record.objects), more]
         return any(news)
 
     def file(self, name: str) -> IndexedFile | None:
@@ -146,29 +156,35 @@ class Index:
     def files(self, prefix: str = "") -> Iterator[IndexedFile]:
         """Yield the files whose names are `prefix` or lie below it as a folder, sorted; all if it is empty."""
         folder = f"{prefix}/" if prefix else ""
-        for name in sorted(self._files):
+        for name in sorted(name for name in self._files if name == prefix or name.startswith(folder)):
             file = self._files[name][1]
-            if file is not None and (name == prefix or name.startswith(folder)):
+            if file is not None:
                 yield file
 
     def object(self, key: str) -> IndexedObject | None:
-        """Return the object of that key; None if there is none, or it is to be removed."""
-        return self._objects.get(key, (None, None))[1]
+        """Return the object of that key; None if there is none, or it is to go."""
+        found = self._objects.get(key)
+        return None if found is None or (key in self.removed and key not in self.in_use()) else found[1]
 
     def objects(self) -> Iterator[IndexedObject]:
         """Yield all objects that are to be kept, sorted by key."""
-        for key in sorted(self._objects):
-            item = self._objects[key][1]
-            if item is not None:
-                yield item
-
-    def removed(self) -> set[str]:
-        """Return the keys of the objects that are to be removed from every store."""
-        return {key for key, (_, item) in self._objects.items() if item is None}
+        gone = self.to_remove()
+        for key in sorted(self._objects.keys() - gone):
+            yield self._objects[key][1]
 
     def in_use(self) -> set[str]:
         """Return the keys of the objects in which some file lies."""
-        return {file.object for _, file in self._files.values() if file is not None}
+        if self._in_use is None:
+            self._in_use = {file.object for _, file in self._files.values() if file is not None}
+        return self._in_use
+
+    def unused(self) -> set[str]:
+        """Return the keys of the objects in which no file lies any more, and that nobody has said are to go."""
+        return self._objects.keys() - self.in_use() - self.removed
+
+    def to_remove(self) -> set[str]:
+        """Return the keys of the objects that are to go, and in which no file lies."""
+        return self.removed - self.in_use()
 
     def tell(
         self,
@@ -185,12 +201,15 @@ class Index:
             record_id,
             version.counter,
             dict.fromkeys(removed_files, (version, None)) | {file.name: (version, file) for file in files},
-            dict.fromkeys(removed_objects, (version, None)) | {item.key: (version, item) for item in objects},
+            {item.key: (version, item) for item in objects},
+            frozenset(removed_objects),
         )
 
     def summary(self) -> Record:
         """Return a new record that tells all that is known, in place of the records that were merged."""
-        return Record(secrets.token_hex(_ID_BYTES), self.counter + 1, dict(self._files), dict(self._objects))
+        gone = self.to_remove()
+        objects = {key: entry for key, entry in self._objects.items() if key not in gone}
+        return Record(secrets.token_hex(_ID_BYTES), self.counter + 1, dict(self._files), objects, frozenset(self.removed))
 
 
 PREFIX = "index/"

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secure_media_processor.cloud.archive import Archive, Keys, Source
+from secure_media_processor.cloud.archive import Archive, Keys
+from secure_media_processor.cloud.uploading import Source
 from secure_media_processor.errors import MissingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from secure_media_processor.cloud.archive import Done, Report
+    from secure_media_processor.cloud.archive import Report
     from secure_media_processor.cloud.connectors.base import CloudConnector
     from secure_media_processor.cloud.index import IndexedFile
+    from secure_media_processor.cloud.outcome import Done
     from secure_media_processor.core.keys import SymmetricKey
 
 

@@ -15,7 +15,7 @@ from secure_media_processor.cloud.broadcast import Broadcast, CalledOffError, To
 from secure_media_processor.cloud.connectors.base import read_blocks
 from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts, refuse_other
 from secure_media_processor.cloud.objects import ObjectStatus, Replica, ReplicaState, StoredObject
-from secure_media_processor.cloud.reading import Replicas, read_raw
+from secure_media_processor.cloud.reading import Replicas, at_most, read_raw
 from secure_media_processor.core.encryption import read_file_id
 from secure_media_processor.core.files import atomic_write
 from secure_media_processor.errors import (
@@ -160,6 +160,14 @@ class ConnectorManager:
             raise
         return self._judge(work, withdraw=not shared)
 
+    def discard(self, key: str, records: Mapping[str, ResumeRecord]) -> None:
+        """Give up an object that was never completed, as far as the stores let it be given up now."""
+        for name, store in self._connectors.items():
+            with suppress(SmpError):  # what stays is encrypted, unfinished and unknown to the index
+                store.discard(key, records[name])
+            with suppress(SmpError):
+                store.delete(key)
+
     def delete(self, key: str) -> dict[str, SmpError | None]:
         """Remove the object `key` from every store. Returns for each the error that kept it from that; absent is removed."""
 
@@ -183,7 +191,7 @@ class ConnectorManager:
             missing = self.quorum - work.taken()
             if len(work.targets) < missing:
                 break
-            work.send(produce, min(len(work.targets), max(1, missing)), self._stall_timeout)
+            work.send(produce, max(0, min(len(work.targets), missing)), self._stall_timeout)
             if not work.targets:
                 break
         end = time.monotonic() + _LEFT_ALONE
@@ -191,7 +199,7 @@ class ConnectorManager:
             error = work.errors[name]
             if error is not None:
                 self._left_alone[name] = (error, end)
-        if not work.item.digests and work.taken() >= self.quorum:
+        if work.item is None and work.taken() >= self.quorum:
             work.targets = {}  # enough say that they have the object: it is read once more, to see whether it is this one
             work.send(produce, 0, self._stall_timeout)
 
@@ -200,9 +208,9 @@ class ConnectorManager:
         item = work.item
         replicas = {name: _replica(self._connectors[name], item, work.errors[name]) for name in self._connectors}
         failed = {name: replica.reason for name, replica in replicas.items() if replica.state is not ReplicaState.INTACT}
-        if len(replicas) - len(failed) >= self.quorum:
+        if item is not None and len(replicas) - len(failed) >= self.quorum:
             return ObjectStatus(item, replicas)
-        if withdraw:
+        if withdraw and not work.records:  # with records the next try goes on with what is there
             self._withdraw(work.key, besides=work.hanging)
         errors = {name: work.errors[name] for name in failed if not isinstance(work.errors[name], CalledOffError)}
         for name in errors:
@@ -233,10 +241,20 @@ class ConnectorManager:
             reasons = [f"{name}: {replica.reason}" for name, replica in before.replicas.items()]
             unreachable = any(replica.state is ReplicaState.UNREACHABLE for replica in before.replicas.values())
             raise _unavailable(item, reasons, may_return=unreachable)
-        for name, replica in before.replicas.items():
+        return self.verify(self.mend(before))
+
+    def mend(self, status: ObjectStatus) -> StoredObject:
+        """Copy an object from a replica that is intact, by `status`, to each store where it is damaged or missing.
+
+        Returns the object, with the digests of stores that were not there when it was stored, too. Where it did not work the
+        next check tells.
+        """
+        item = status.object
+        sources = [name for name, replica in status.replicas.items() if replica.state is ReplicaState.INTACT]
+        for name, replica in status.replicas.items():
             if replica.state in (ReplicaState.DAMAGED, ReplicaState.MISSING):
                 item = self._copy(item, sources, name)
-        return self.verify(item)
+        return item
 
     def fetch(self, item: StoredObject, path: Path | str, *, overwrite: bool = False) -> str:
         """Write `item` to the new file `path` from the first store that gives it intact. Returns the name of that store.
@@ -267,7 +285,8 @@ class ConnectorManager:
         """
         for source in sources:
             digester = Digester(self._connectors[target].capabilities.native_digests)
-            blocks = digester.through(self._connectors[source].get(item.key))
+            # No more than that: a source that never ends would fill the target.
+            blocks = digester.through(at_most(item.size, self._connectors[source].get(item.key, length=item.size)))
             try:
                 self._connectors[target].put(item.key, blocks, digests=item.digests, if_absent=False)
             except SmpError:  # the check after the repair reports what is still wrong, and why
@@ -298,18 +317,14 @@ class _Work:
     """An object on its way into the stores."""
 
     def __init__(self, key: str, names: Iterable[str], records: Mapping[str, ResumeRecord], *, overwrite: bool) -> None:
-        self.key, self._names, self._records, self._overwrite = key, set(names), records, overwrite
+        self.key, self._names, self.records, self._overwrite = key, set(names), records, overwrite
         self.targets: dict[str, CloudConnector] = {}
         """Stores that it is still to be sent to."""
         self.errors: dict[str, SmpError | None] = {}
         """Why a store does not have it; None if it has."""
         self.hanging: set[str] = set()
-        self._sent = StoredObject(key, 0, {})
-
-    @property
-    def item(self) -> StoredObject:
-        """The object; without digests if it was never produced to its end."""
-        return self._sent
+        self.item: StoredObject | None = None
+        """The object; None if it was never sent to its end."""
 
     def taken(self) -> int:
         """Return how many stores have it, as far as they say so."""
@@ -323,7 +338,7 @@ class _Work:
             self.key,
             needed=needed,
             stall_timeout=stall_timeout,
-            records=self._records,
+            records=self.records,
             overwrite=self._overwrite,
         )
 
@@ -335,7 +350,7 @@ class _Work:
 
         with broadcast, suppress(TooFewError):
             produce(send)
-            self._sent = StoredObject(self.key, size, digester.hexdigests())
+            self.item = StoredObject(self.key, size, digester.hexdigests())
             broadcast.finish()
         self.errors |= broadcast.outcome()
         self.hanging |= broadcast.hanging
@@ -355,13 +370,13 @@ def _has(store: CloudConnector, key: str) -> bool:
     return True
 
 
-def _replica(store: CloudConnector, item: StoredObject, error: SmpError | None) -> Replica:
+def _replica(store: CloudConnector, item: StoredObject | None, error: SmpError | None) -> Replica:
     """Return what a store has, given how the put ended."""
     match error:
         case None:
             return Replica(ReplicaState.INTACT)
         case ExistsError():  # if it is this object, an earlier try came through, and only its answer was lost
-            return _check(store, item)
+            return _check(store, item) if item is not None else Replica(ReplicaState.MISSING, str(error))
         case _:
             return Replica(ReplicaState.UNREACHABLE if error.retryable else ReplicaState.MISSING, str(error))
 

@@ -157,7 +157,10 @@ class SealedObject:
 
         Raises:
             ObjectLostError, TransientError: no store gives bytes that are authentic.
+            IntegrityError: the object ends before `end`.
         """
+        if end > self.plain_size:
+            raise IntegrityError("what is looked for would lie beyond the end of the object")
         while start < end:
             index, skip = divmod(start, CHUNK)
             for _, name, sealed in self.replicas.ranges(self._at(index), self._at(-(-end // CHUNK))):
@@ -246,15 +249,19 @@ def read_raw(replicas: Replicas, sink: Sink, *, progress: Callable[[int], None] 
     refuse_other(digester.hexdigests(), replicas.item.digests)
 
 
-def take(blocks: Iterable[bytes], most: int) -> bytes:
-    """Return `blocks` together. Raises IntegrityError if they have more than `most` bytes, before they fill the memory."""
-    taken, size = [], 0
+def at_most(most: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield `blocks`. Raises IntegrityError if they have more than `most` bytes, before those fill memory or disk."""
+    size = 0
     for block in blocks:
-        taken.append(block)
         size += len(block)
         if size > most:
             raise IntegrityError("the store sends more than it was asked for")
-    return b"".join(taken)
+        yield block
+
+
+def take(blocks: Iterable[bytes], most: int) -> bytes:
+    """Return `blocks` together. Raises IntegrityError if they have more than `most` bytes."""
+    return b"".join(at_most(most, blocks))
 
 
 def _plain_size(sealed: int) -> int:

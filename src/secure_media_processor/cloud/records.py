@@ -11,14 +11,15 @@ import re
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts
 from secure_media_processor.cloud.index import MAX_RECORD, PREFIX, Index, Record, key_of
 from secure_media_processor.cloud.objects import ReplicaState, StoredObject
 from secure_media_processor.cloud.reading import take
-from secure_media_processor.core.files import make_private_folder, os_errors, write_file
-from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError
+from secure_media_processor.core.files import locked_folder, make_private_folder, os_errors, write_file
+from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +34,9 @@ _ID = re.compile(r"[0-9a-f]{32}")
 # From here on one record takes the place of all: reading asks each store for each record once.
 _MANY = 48
 # Records that are fetched at the same time, by a machine that sees the index for the first time.
-_PARALLEL = 8
+_PARALLEL = 4
+# Objects that a store may list. Somebody who fills it with more wants to fill our memory.
+_MOST = 2_000_000
 # While records are listed and fetched another machine may put one in place of many.
 _TRIES = 5
 
@@ -63,20 +66,27 @@ class IndexRecords:
         self._opened: dict[str, Record] = {}
         self._listed: dict[str, set[str]] = {}
         self._vanished: dict[tuple[str, str], MissingError] = {}
+        self.present: dict[str, dict[str, int]] = {}
+        """Store → key of each object there, without records → its size; as of the last reading that asked for it."""
         self.unreachable: dict[str, SmpError] = {}
         """Stores that did not answer when the index was read last, and why."""
         self.unreadable: dict[str, dict[str, SmpError]] = {}
         """Store → id of each record there that is damaged, or for other keys, and why."""
 
-    def read(self) -> Index:
-        """Return the index as the stores that answer and the copy on this machine have it.
+    @property
+    def complete(self) -> bool:
+        """Whether so many stores answered, with all that they list, that no record can have been overlooked."""
+        return len(self._listed) > len(self._manager.connectors) - self._manager.quorum
+
+    def read(self, *, with_objects: bool = False) -> Index:
+        """Return the index as the stores that answer and the copy on this machine have it; with `with_objects`, set `present`.
 
         Raises:
             TransientError, CredentialsError and the like: no store answers.
         """
         self._vanished = {}
         for _ in range(_TRIES):
-            self._list()
+            self._list("" if with_objects else PREFIX)
             try:
                 self._open_all()
             except MissingError:  # another machine has put one record in place of many meanwhile
@@ -91,20 +101,24 @@ class IndexRecords:
             QuorumError: too few stores took it. `index` is as it was.
         """
         replaced: list[str] = []
-        if len(self._known()) >= _MANY:
+        sealed = record.seal(self._recipients)
+        if len(set().union(*self._listed.values())) >= _MANY:
             whole = self._merged(self._known())
             whole.merge(record)
-            replaced, record = self._known(), whole.summary()
-        status = self.publish(record)
+            summary = whole.summary()
+            sealed_summary = summary.seal(self._recipients)
+            if len(sealed_summary) <= MAX_RECORD:
+                replaced, record, sealed = self._known(), summary, sealed_summary
+        status = self._publish(record, sealed)
         index.merge(record)
         for name in self._listed:
             if record.id in self._listed[name]:
                 self._forget(name, replaced)
         return status
 
-    def publish(self, record: Record) -> ObjectStatus:
-        """Store `record` in every store that lacks it."""
-        sealed = record.seal(self._recipients)
+    def _publish(self, record: Record, sealed: bytes) -> ObjectStatus:
+        if len(sealed) > MAX_RECORD:
+            raise UsageError("so many files do not go into one record of the index", hint="store fewer at a time")
         parts = [Part.of(data) for data in cut_into_parts([sealed])]
 
         def produce(send: Callable[[Part], None]) -> None:
@@ -177,20 +191,30 @@ class IndexRecords:
                 found.append((StoredObject(key_of(record_id), len(sealed), digester.hexdigests()), names))
         return found
 
-    def _list(self) -> None:
-        """Ask each store which records it has."""
+    def _list(self, prefix: str) -> None:
+        """Ask each store what it has."""
 
-        def ids(store: CloudConnector) -> set[str] | SmpError:
+        def listing(store: CloudConnector) -> dict[str, int] | SmpError:
             try:
-                infos = list(store.list(PREFIX))
+                sizes = {info.key: info.size for info in islice(store.list(prefix), _MOST + 1)}
             except SmpError as error:
                 return error
-            return {name for info in infos if _ID.fullmatch(name := info.key.removeprefix(PREFIX)) and info.size <= MAX_RECORD}
+            if len(sizes) > _MOST:
+                return IntegrityError(f"it lists more than {_MOST} objects", hint="somebody else has put them there")
+            return sizes
 
-        answers = self._manager.ask_all(ids)
+        answers = self._manager.ask_all(listing)
         self.unreachable = {name: answer for name, answer in answers.items() if isinstance(answer, SmpError)}
-        self._listed = {name: answer for name, answer in answers.items() if not isinstance(answer, SmpError)}
+        found = {name: answer for name, answer in answers.items() if not isinstance(answer, SmpError)}
+        self._listed = {name: {i for key, size in sizes.items() if (i := _id(key, size))} for name, sizes in found.items()}
+        self.present = {
+            name: {key: size for key, size in sizes.items() if not key.startswith(PREFIX)} for name, sizes in found.items()
+        }
         self.unreadable = {}
+        self._refuse_silence()
+
+    def _refuse_silence(self) -> None:
+        """Raise an error if no store answers."""
         if not self._listed:
             reasons = "; ".join(f"{name}: {error}" for name, error in self.unreachable.items())
             first = next(iter(self.unreachable.values()))
@@ -216,11 +240,13 @@ class IndexRecords:
             list(pool.map(self._fetch, [record_id for record_id in fetch if record_id in listed]))
         for name in self._listed:
             self._remember(name)
+        self._refuse_silence()
 
     def _fetch(self, record_id: str) -> None:
         """Open a record from the first store in which it is sound. Raises MissingError if it has vanished everywhere."""
         missing: MissingError | None = None
-        for name, listed in self._listed.items():
+        unreachable: dict[str, SmpError] = {}
+        for name, listed in list(self._listed.items()):
             if record_id not in listed:
                 continue
             try:
@@ -232,10 +258,16 @@ class IndexRecords:
                 else:
                     self._vanished[name, record_id] = missing = error
             except SmpError as error:
-                self.unreadable.setdefault(name, {})[record_id] = error
+                if error.retryable:  # then nobody knows what it would have told
+                    unreachable[name] = error
+                else:
+                    self.unreadable.setdefault(name, {})[record_id] = error
             else:
                 self._keep(record_id, sealed)
                 return
+        for name, problem in unreachable.items():
+            self.unreachable[name] = problem
+            self._listed.pop(name, None)
         if missing is not None:
             raise missing
 
@@ -252,6 +284,8 @@ class IndexRecords:
                 self._manager.connectors[name].delete(key_of(record_id))
                 self._listed[name].discard(record_id)
         self._remember(name, forget=set(ids))
+        for record_id in ids:
+            self._copy(record_id).unlink(missing_ok=True)
 
     # ---------------------------------------------------------------------------------- the copy on this machine
 
@@ -278,8 +312,15 @@ class IndexRecords:
         return {i for i in ids if isinstance(i, str) and _ID.fullmatch(i)} if isinstance(ids, list) else set()
 
     def _remember(self, name: str, forget: Iterable[str] = ()) -> None:
-        seen = self._seen(name)
-        now = (seen | (self._listed[name] & self._opened.keys())) - set(forget)
-        if now != seen:
-            make_private_folder(self._folder / "seen")
-            write_file(self._seen_path(name), json.dumps(sorted(now)).encode(), overwrite=True)
+        make_private_folder(self._folder / "seen")
+        with locked_folder(self._folder / "seen"):
+            seen = self._seen(name)
+            now = (seen | (self._listed[name] & self._opened.keys())) - set(forget)
+            if now != seen:
+                write_file(self._seen_path(name), json.dumps(sorted(now)).encode(), overwrite=True)
+
+
+def _id(key: str, size: int) -> str | None:
+    """Return the id of the record that an object is, judged by its key and size; None if it is none."""
+    record_id = key.removeprefix(PREFIX)
+    return record_id if key.startswith(PREFIX) and _ID.fullmatch(record_id) and size <= MAX_RECORD else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
 import os
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -51,8 +51,8 @@ class Restorer:
 
     stores: Mapping[str, CloudConnector]
     identities: Sequence[Identity]
-    content_key: bytes
-    """See IndexedFile.content."""
+    content_ids: Callable[[bytes], Sequence[str]]
+    """Returns what may stand in the index (IndexedFile.content) for data with a SHA-256."""
     overwrite: bool = False
 
     def restore(
@@ -107,8 +107,7 @@ class Restorer:
 
     def _refuse_other(self, one: Wanted, digest: bytes) -> None:
         """Raise IntegrityError unless the data with this SHA-256 is what the index says the file is."""
-        content = hmac.digest(self.content_key, digest, sha256).hex()
-        if not hmac.compare_digest(content, one.file.content):
+        if one.file.content not in self.content_ids(digest):
             raise IntegrityError(f"{one.file.name} is not what the index says of it", hint="store the original again")
 
     def _copy_raw(self, one: Wanted, file: BinaryIO, progress: Callable[[int], None] | None) -> None:
@@ -134,14 +133,18 @@ class Restorer:
         except SmpError as error:
             yield from ((one, error) for one in files)
             return
-        for run in _runs(files):
-            blocks = sealed.blocks(_offset(run[0]), _offset(run[-1]) + run[-1].file.size)
-            window = _Window(blocks, _offset(run[0]))
-            for number, one in enumerate(run):
+        runs = deque(_runs(files))
+        while runs:
+            run = runs.popleft()
+            window = _Window(sealed.blocks(_offset(run[0]), _offset(run[-1]) + run[-1].file.size), _offset(run[0]))
+            for number, one in enumerate(run, start=1):
                 try:
                     data = window.take(_offset(one), one.file.size)
                 except SmpError as error:
-                    yield from ((other, error) for other in run[number:])
+                    yield one, error
+                    if run[number:]:  # those after a place that is damaged everywhere may be sound
+                        runs.appendleft(run[number:])
+                        sealed = self._open(one)
                     break
                 yield one, _error_of(partial(self._write, one, data, root))
                 if progress is not None:

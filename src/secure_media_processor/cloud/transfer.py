@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 from base64 import b64decode, b64encode
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from secure_media_processor.cloud.digests import PART_SIZE, Part
 from secure_media_processor.cloud.manager import new_key
-from secure_media_processor.core.container import MAGIC
+from secure_media_processor.core.container import LEAD_SIZE, derive, header_length, parse_header
 from secure_media_processor.core.encryption import Sealing, describe_file, seal_stream
-from secure_media_processor.core.files import COPY_BLOCK, open_source, os_errors, read_full
+from secure_media_processor.core.files import open_source, os_errors, read_full
 from secure_media_processor.core.journal import Journal
-from secure_media_processor.errors import IntegrityError, SmpError, SourceChangedError
+from secure_media_processor.errors import CredentialsError, IntegrityError, SmpError, SourceChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,11 @@ if TYPE_CHECKING:
 # What is smaller is sent again as quickly as its journal would be kept.
 _WORTH_A_JOURNAL = 2 * PART_SIZE
 _JOURNAL_FORMAT = 1
-_AGE_MAGIC = b"age-encryption.org/"
+_AGE_HEADER = re.compile(
+    rb"age-encryption\.org/v1\n(?:-> [!-~]+(?: [!-~]+)*\n(?:[A-Za-z0-9+/]{64}\n)*[A-Za-z0-9+/]{0,63}\n)+--- [A-Za-z0-9+/]{43}\n"
+)
+# What is read of a file to see whether it was encrypted before; the largest header of smp.
+_LONGEST_HEADER = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +68,12 @@ class Uploader:
     """Can open what was made for `recipients`: needed to take an upload up."""
     journals: Path
     """Folder of the journals."""
-    secret: bytes
-    """Names the journals, so that they tell nothing of names."""
+    content_key: bytes
+    """From it comes the key under which journals are named, so that they tell nothing of names."""
     is_kept: Callable[[str], bool] = lambda _key: False
     """Whether the object of that key is written down as stored: an upload of it is over, whatever a journal says."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Name of a store → what tells it from all others that ever had that name; the name unless given."""
 
     @contextmanager
     def upload(
@@ -100,9 +107,9 @@ class Uploader:
                 return
             with Journal(self._journal_path(path, name)) as journal:
                 try:
-                    uploaded = self._with_journal(journal, start, store, key, encrypted=is_encrypted(path))
+                    uploaded = self._with_journal(journal, start, store, key, _Identity.of(path, file))
                 except SmpError as error:
-                    if not error.retryable:  # nothing is left in the stores that could be taken up
+                    if not error.retryable and not isinstance(error, CredentialsError):  # nothing is left to be taken up
                         journal.remove()
                     raise
                 yield uploaded
@@ -114,41 +121,56 @@ class Uploader:
         start: Callable[[Sealing | None, Journal], _Upload],
         store: Callable[..., ObjectStatus],
         key: str | None,
-        *,
-        encrypted: bool,
+        source: _Identity,
     ) -> Uploaded:
-        records = {name: _StoreRecord(journal, name) for name in self.manager.connectors}
-        begun = self._begun(journal, key, encrypted=encrypted)
+        begun = self._begun(journal, key, source)
         if begun is not None:
             object_key, sealing = begun
             upload = start(sealing, journal)
-            with suppress(SourceChangedError):  # since the journal was begun
-                return upload.uploaded(store(object_key, upload.produce, records=records, taken_up=True))
-        journal.begin_anew()
-        object_key, sealing = key or new_key(), None if encrypted else Sealing.new(self.recipients)
+            with suppress(SourceChangedError):  # since the journal was begun, in a way that its times do not show
+                return upload.uploaded(
+                    store(object_key, upload.produce, records=self._records(journal, object_key), taken_up=True)
+                )
+        self._give_up(journal, shared=key is not None)
+        object_key, sealing = key or new_key(), None if source.encrypted else Sealing.new(self.recipients)
         kept = {"header": b64encode(sealing.header).decode(), "salt": sealing.salt.hex()} if sealing else {}
-        journal.append({"format": _JOURNAL_FORMAT, "object": object_key, **kept})
+        journal.append({"format": _JOURNAL_FORMAT, "object": object_key, "source": source.fields, **kept})
         upload = start(sealing, journal)
-        return upload.uploaded(store(object_key, upload.produce, records=records))
+        return upload.uploaded(store(object_key, upload.produce, records=self._records(journal, object_key)))
+
+    def _records(self, journal: Journal, key: str) -> dict[str, _StoreRecord]:
+        return {name: _StoreRecord(journal, name, key) for name in self.manager.connectors}
+
+    def _give_up(self, journal: Journal, *, shared: bool) -> None:
+        """Remove from the stores what a journal tells of, unless it is complete, or under a key that is not ours alone."""
+        key = journal.entries[0].get("object") if journal.entries else None
+        if isinstance(key, str) and not shared and not self.is_kept(key):
+            self.manager.discard(key, self._records(journal, key))
+        journal.begin_anew()
 
     def _sealing(self, path: Path) -> Sealing | None:
         return None if is_encrypted(path) else Sealing.new(self.recipients)
 
     def _journal_path(self, path: Path, name: str) -> Path:
-        text = "\0".join([str(path.absolute()), name, *sorted(self.manager.connectors)])
-        return self.journals / f"{hmac.digest(self.secret, text.encode('utf-8', 'surrogatepass'), sha256).hex()[:32]}.jsonl"
+        stores = [self.labels.get(store, store) for store in self.manager.connectors]
+        text = "\0".join([str(path.absolute()), name, *sorted(stores)])
+        key = derive(self.content_key, b"smp.v1 journal name", 32)
+        return self.journals / f"{hmac.digest(key, text.encode('utf-8', 'surrogatepass'), sha256).hex()[:32]}.jsonl"
 
-    def _begun(self, journal: Journal, key: str | None, *, encrypted: bool) -> tuple[str, Sealing | None] | None:
-        """Return the object and the sealing that an earlier process began with; None if there is nothing to go on with."""
+    def _begun(self, journal: Journal, key: str | None, source: _Identity) -> tuple[str, Sealing | None] | None:
+        """Return the object and the sealing that an earlier process began with; None if there is nothing to go on with.
+
+        The file must be the very one, by number and times. What these do not show, the digests of the parts do.
+        """
         if not journal.entries:
             return None
         head = journal.entries[0]
         try:
-            if head["format"] != _JOURNAL_FORMAT or (key or head["object"]) != head["object"] or self.is_kept(head["object"]):
+            if head["format"] != _JOURNAL_FORMAT or head["source"] != source.fields:
                 return None
-            if encrypted != ("header" not in head):
+            if (key or head["object"]) != head["object"] or self.is_kept(head["object"]):
                 return None
-            if encrypted:
+            if source.encrypted:
                 return str(head["object"]), None
             header, salt = b64decode(head["header"]), bytes.fromhex(head["salt"])
             return str(head["object"]), Sealing.restore(header, salt, self.identities)
@@ -156,14 +178,48 @@ class Uploader:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Which file a journal is about, and as what it was stored."""
+
+    fields: list[object]
+    encrypted: bool
+
+    @classmethod
+    def of(cls, path: Path, file: FileIO) -> _Identity:
+        """Describe the open `file`."""
+        status = os.fstat(file.fileno())
+        encrypted = is_encrypted(path)
+        times = [status.st_mtime_ns, status.st_ctime_ns]
+        return cls([status.st_dev, status.st_ino, status.st_size, *times, encrypted], encrypted)
+
+
 def is_encrypted(path: Path) -> bool:
-    """Return whether the file `path` was made by smp or age, by its name and its first bytes. Raises as open_source."""
-    magic = {".smp": MAGIC, ".age": _AGE_MAGIC}.get(path.suffix.lower())
-    if magic is None:
+    """Return whether the file `path` was made by smp or age, by its name and its header. Raises as open_source."""
+    if path.suffix.lower() not in _ENCRYPTED:
         return False
-    start = bytearray(len(magic))
+    start = bytearray(_LONGEST_HEADER)
     with open_source(path) as file, os_errors(f"read {path}"):
-        return read_full(file, memoryview(start)) == len(magic) and start == magic
+        size = read_full(file, memoryview(start))
+    return _ENCRYPTED[path.suffix.lower()](bytes(start[:size]))
+
+
+def _is_smp(start: bytes) -> bool:
+    """Return whether a file that begins so is an SMP1 container, as far as its header tells."""
+    try:
+        length = header_length(start[:LEAD_SIZE])
+        parse_header(start[:length])
+    except SmpError:
+        return False
+    return length <= len(start)
+
+
+def _is_age(start: bytes) -> bool:
+    """Return whether a file that begins so is an age file: version, stanzas, MAC (C2SP, age, "Encrypted file format")."""
+    return _AGE_HEADER.match(start) is not None
+
+
+_ENCRYPTED = {".smp": _is_smp, ".age": _is_age}
 
 
 class PartSink:
@@ -241,8 +297,10 @@ class _Upload:
             original = seal_stream(source, sink, self._sealing, facts, progress=self._progress).original
             sink.flush()
             return original.sha256, original.size
-        digest, size, block = sha256(), 0, memoryview(bytearray(COPY_BLOCK))
+        digest, size, block = sha256(), 0, memoryview(bytearray(_LONGEST_HEADER))
         while count := read_full(source, block):
+            if not size and not _ENCRYPTED[self._path.suffix.lower()](bytes(block[:count])):
+                raise self._changed()  # since it was looked at: it must not go out as it is now
             digest.update(block[:count])
             sink.write(block[:count])
             size += count
@@ -284,10 +342,15 @@ class _StoreRecord:
 
     journal: Journal
     store: str
+    key: str
+    """Of the object: a put that hangs since an earlier try must not be taken for one of this."""
 
     def load(self) -> Mapping[str, str]:
-        states: list[Any] = [entry["state"] for entry in self.journal.entries if entry.get("store") == self.store]
+        mine = (self.store, self.key)
+        states: list[Any] = [
+            entry["state"] for entry in self.journal.entries if (entry.get("store"), entry.get("object")) == mine
+        ]
         return states[-1] if states else {}
 
     def save(self, state: Mapping[str, str]) -> None:
-        self.journal.append({"store": self.store, "state": dict(state)})
+        self.journal.append({"store": self.store, "object": self.key, "state": dict(state)})

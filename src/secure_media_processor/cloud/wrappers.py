@@ -76,6 +76,10 @@ class Wrapper(CloudConnector):
         """Return the digests that the store reports; see CloudConnector."""
         return self._inner.native_digest(key)
 
+    def discard(self, key: str, resume: ResumeRecord) -> None:
+        """Give up an upload; see CloudConnector."""
+        self._inner.discard(key, resume)
+
     def close(self) -> None:
         """Close the connector within."""
         self._inner.close()

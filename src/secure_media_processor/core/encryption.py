@@ -31,6 +31,7 @@ from secure_media_processor.core.payload import (
     SALT_SIZE,
     Progress,
     begin_payload,
+    begin_payload_again,
     decrypt_payload,
     encrypt_payload,
 )
@@ -228,10 +229,8 @@ def seal_stream(
     header = parse_header(sealing.header)
     sink.write(sealing.header)
     counter = Progress(progress)
-    if sealing._begun:  # noqa: SLF001 - ours
-        begun = sealing._begun.pop()  # noqa: SLF001
-    else:
-        begun = begin_payload_again(sealing.file_key, header.prefix, sealing.salt)
+    begun = sealing._begun.pop() if sealing._begun else None  # noqa: SLF001 - ours
+    begun = begun or begin_payload_again(sealing.file_key, header.prefix, sealing.salt)
     original = encrypt_payload(source, sink, begun, facts=facts, progress=counter)
     return Container(header.file_id.hex(), original)
 

@@ -19,7 +19,7 @@ from secure_media_processor import SymmetricKey, decrypt_file, decrypt_stream, e
 from secure_media_processor.core.container import Original, build_header, new_prefix
 from secure_media_processor.core.encryption import read_file_id
 from secure_media_processor.core.files import open_source
-from secure_media_processor.core.payload import Progress, encrypt_payload
+from secure_media_processor.core.payload import Progress, begin_payload, encrypt_payload
 from secure_media_processor.errors import ChecksumError, KeyMissingError, WrongKeyError
 
 BLOCK = 262_144
@@ -153,7 +153,7 @@ def test_a_trailer_that_tells_of_other_data_is_refused(work: Path, key: Symmetri
 
     prefix, file_key, sealed = new_prefix(), bytes(32), io.BytesIO()
     sealed.write(build_header(prefix, [key.wrap(file_key, prefix)], file_key))
-    encrypt_payload(io.BytesIO(b"data"), sealed, file_key, prefix, facts=Liar(0, ""), progress=Progress(None))
+    encrypt_payload(io.BytesIO(b"data"), sealed, begin_payload(file_key, prefix), facts=Liar(0, ""), progress=Progress(None))
     Path("liar.smp").write_bytes(sealed.getvalue())
     with pytest.raises(ChecksumError):
         decrypt_file("liar.smp", "out", [key])

@@ -123,6 +123,13 @@ class CloudConnector(ABC):
     def native_digest(self, key: str) -> Digests:
         """Return the hashes by which the store can prove what it holds now. Idempotent. Raises as stat."""
 
+    def discard(self, key: str, resume: ResumeRecord) -> None:  # noqa: ARG002 - not every store can take an upload back
+        """Give up the upload of `key` that `resume` tells of, for good. Idempotent. Raises CredentialsError or TransientError.
+
+        A store that keeps unfinished uploads removes it, if it can; the base class only empties the record.
+        """
+        resume.save({})
+
     def close(self) -> None:  # noqa: B027 - most connectors have something to drop, and one that has not need not say so
         """Drop connections and credentials. The connector is not used after that. The base class has none."""
 

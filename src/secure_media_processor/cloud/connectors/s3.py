@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from secure_media_processor.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from secure_media_processor.cloud.connectors.base import ResumeRecord
 
@@ -57,10 +56,6 @@ _DIGEST_CODES = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "X
 _SLOW_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"}
 _FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 _NOT_IN_RANGE = {"InvalidRange", "416"}
-
-
-_HashPart = Callable[[int, bytes], bytes]
-"""Returns the SHA-256 of a part (0, 1, …), given its number and bytes."""
 
 
 class S3Connector(CloudConnector):
@@ -126,17 +121,17 @@ class S3Connector(CloudConnector):
             self._refuse_taken(key)
         condition = {"IfNoneMatch": "*"} if if_absent and self._conditional else {}
         parts = checked_parts(source, Digester(digests or ()), digests)
-        hash_part: _HashPart = _hash_part
-        if isinstance(source, PartSource):
-            hash_part = lambda number, _data: source.sha256_of(number)  # noqa: E731 - known without hashing
+        outgoing = _Outgoing(source) if isinstance(source, PartSource) else _Outgoing()
         first, is_last = next(parts)
         if is_last:
-            checksum = b64encode(hash_part(0, first)).decode()
+            checksum = outgoing.checksum(0, first)
             with _our_errors(f"store {key}"):
-                self._client.put_object(Bucket=self._bucket, Key=name, Body=_Body(first), ChecksumSHA256=checksum, **condition)
+                self._client.put_object(
+                    Bucket=self._bucket, Key=name, Body=_Body(first, outgoing.alive), ChecksumSHA256=checksum, **condition
+                )
             return ObjectInfo(key, len(first))
         rest = (part for part, _ in parts)
-        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), hash_part, condition, resume))
+        return ObjectInfo(key, self._put_parts(key, itertools.chain([first], rest), outgoing, condition, resume))
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -193,17 +188,17 @@ class S3Connector(CloudConnector):
         self._client.close()
 
     def _put_parts(
-        self, key: str, parts: Iterable[bytes], hash_part: _HashPart, condition: dict[str, str], resume: ResumeRecord | None
+        self, key: str, parts: Iterable[bytes], outgoing: _Outgoing, condition: dict[str, str], resume: ResumeRecord | None
     ) -> int:
         """Store an object in a multipart upload and return its size. What is left after an error stands in `resume`."""
         upload, there = self._begin(key, resume)
         try:
-            sent = self._send_parts(partial(self._send_part, upload, hash_part, there), parts)
+            sent = self._send_parts(partial(self._send_part, upload, outgoing, there), parts)
             listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in sent]
-            with _our_errors(f"store {key}"):
-                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": listed}, **condition)
+            self._complete(key, upload, listed, condition)
         except BaseException as error:
-            if resume is None or (isinstance(error, SmpError) and not error.retryable):
+            for_good = isinstance(error, SmpError) and not error.retryable and not isinstance(error, CredentialsError)
+            if resume is None or for_good:
                 with suppress(SmpError), _our_errors("abort"):  # the error above tells what matters
                     self._client.abort_multipart_upload(**upload)
                 _clear(resume)
@@ -211,11 +206,35 @@ class S3Connector(CloudConnector):
         _clear(resume)
         return sum(part.size for part in sent)
 
+    def _complete(
+        self, key: str, upload: dict[str, str], parts: Sequence[Mapping[str, object]], condition: dict[str, str]
+    ) -> None:
+        """Make an object of the parts. If S3 knows the upload no more, an earlier try may have made it: the digest tells."""
+        try:
+            with _our_errors(f"store {key}"):
+                self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
+        except MissingError as error:
+            whole = sha256(b"".join(b64decode(str(part["ChecksumSHA256"])) for part in parts)).hexdigest()
+            try:
+                made = self.native_digest(key).get("sha256-8m") == whole
+            except MissingError:
+                made = False
+            if not made:
+                raise TransientError(f"cannot store {key}: S3 knows the upload no more") from error
+
+    def discard(self, key: str, resume: ResumeRecord) -> None:
+        """Abort the upload in `resume`; see CloudConnector."""
+        begun = dict(resume.load())
+        if "upload_id" in begun:
+            with suppress(MissingError), _our_errors(f"abort the upload of {key}"):
+                self._client.abort_multipart_upload(Bucket=self._bucket, Key=self._name(key), UploadId=begun["upload_id"])
+        resume.save({})
+
     def _begin(self, key: str, resume: ResumeRecord | None) -> tuple[dict[str, str], Mapping[int, _SentPart]]:
         """Return a multipart upload, the one in `resume` if S3 still has it, and the parts that it has already."""
         name = {"Bucket": self._bucket, "Key": self._name(key)}
         begun = dict(resume.load()) if resume is not None else {}
-        if begun:
+        if "upload_id" in begun:
             upload = {**name, "UploadId": begun["upload_id"]}
             with suppress(MissingError):  # S3's rules have removed it, or it was completed
                 return upload, self._parts_of(key, upload)
@@ -251,16 +270,18 @@ class S3Connector(CloudConnector):
         return sent
 
     def _send_part(
-        self, upload: dict[str, str], hash_part: _HashPart, there: Mapping[int, _SentPart], number: int, data: bytes
+        self, upload: dict[str, str], outgoing: _Outgoing, there: Mapping[int, _SentPart], number: int, data: bytes
     ) -> _SentPart:
         """Send a part, unless it is `there`."""
-        checksum = b64encode(hash_part(number - 1, data)).decode()
+        checksum = outgoing.checksum(number - 1, data)
         old = there.get(number)
         # A server that lists no checksum has at least checked it when the part came; a part that is not whole it never lists.
         if old is not None and old.size == len(data) and old.checksum in ("", checksum):
             return _SentPart(number, old.etag, checksum, len(data))
         with _our_errors(f"store {upload['Key'].removeprefix(self._prefix)}"):
-            answer = self._client.upload_part(**upload, PartNumber=number, Body=_Body(data), ChecksumSHA256=checksum)
+            answer = self._client.upload_part(
+                **upload, PartNumber=number, Body=_Body(data, outgoing.alive), ChecksumSHA256=checksum
+            )
         return _SentPart(number, answer["ETag"], checksum, len(data))
 
     def _name(self, key: str) -> str:
@@ -281,8 +302,20 @@ class _SentPart:
     size: int
 
 
-def _hash_part(_number: int, data: bytes) -> bytes:
-    return sha256(data).digest()
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    """What the source of a put knows besides its bytes."""
+
+    source: PartSource | None = None
+
+    @property
+    def alive(self) -> Callable[[], object] | None:
+        return None if self.source is None else self.source.alive
+
+    def checksum(self, number: int, data: bytes) -> str:
+        """Return the SHA-256, Base64, of part `number` (0, 1, …), which is `data`."""
+        digest = sha256(data).digest() if self.source is None else self.source.sha256_of(number)
+        return b64encode(digest).decode()
 
 
 def _clear(resume: ResumeRecord | None) -> None:
@@ -342,11 +375,13 @@ def _kept_digest(checksum: str, size: int) -> Digests | None:
 class _Body:
     """The bytes of a request, read in large pieces: http.client asks for 16 KiB at a time, and sends what it gets."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = memoryview(data), 0
+    def __init__(self, data: bytes, alive: Callable[[], object] | None) -> None:
+        self._data, self._at, self._alive = memoryview(data), 0, alive
 
     def read(self, size: int = -1) -> memoryview:
         """Return the next bytes, more than `size` if that is little; empty at the end."""
+        if self._alive is not None:
+            self._alive()  # what was read before has gone out
         piece = self._data[self._at :] if size < 0 else self._data[self._at : self._at + max(size, _SEND)]
         self._at += len(piece)
         return piece
@@ -397,6 +432,8 @@ def _our_errors(what: str) -> Iterator[None]:
         raise UsageError(f"cannot {what}: the name of the bucket or object is not allowed") from None
     except (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError) as error:
         raise TransientError(f"cannot {what}: the S3 server does not answer ({type(error).__name__})") from None
+    except (KeyError, ValueError) as error:  # an answer without what every answer has
+        raise TransientError(f"cannot {what}: the S3 server's answer makes no sense ({type(error).__name__})") from None
     except aws.BotoCoreError as error:
         raise UsageError(f"cannot {what}: the AWS settings do not work ({type(error).__name__})") from None
 
