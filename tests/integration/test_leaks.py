@@ -301,7 +301,7 @@ def make_files() -> dict[str, bytes]:
     history = b"Patient reports a suspicious naevus on the left shoulder since March. " * 3000
     opinion = b"Second opinion: squamous cell carcinoma, grade two; resection advised. " + chance.randbytes(40_000)
     files = {HISTORY: history, TWINS[0]: opinion, TWINS[1]: opinion, EMPTY: b""}
-    files[HEAD_SCAN] = b"Schaedel, sagittal. " * 60_000 + bytes(100_000) + chance.randbytes(21 << 20)
+    files[HEAD_SCAN] = b"Schaedel, sagittal. " * 60_000 + bytes(100_000) + chance.randbytes(20 << 20)
     files |= {name: name.encode() + chance.randbytes(5000) for name in SLICES}
     return files
 

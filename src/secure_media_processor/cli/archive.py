@@ -51,6 +51,7 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 # With several stores one that does not answer is passed over soon: the others have everything, and repair is for the rest.
 _ONE_OF_SEVERAL = Patience(deadline=10.0)
 _ONLY_ONE = Patience(deadline=120.0)
+_NOTHING = "there is nothing in your stores that the keys at hand can read"
 # What cannot be read is told when it is its turn, and holds up nothing else: click would refuse the whole command.
 _PATH = click.Path(path_type=Path, readable=False)
 
@@ -258,7 +259,7 @@ def list_files(name: str, key_file: Path | None) -> None:
         "smp.ls/1", {"files": fields, "degraded": archive.degraded}, table(("size", "modified", "name"), rows) if rows else ""
     )
     if not files:
-        ui.say("there is nothing in your stores that the keys at hand can read")
+        ui.say(_NOTHING)
     _warn_of_silent(ui, archive)
 
 
@@ -525,8 +526,9 @@ def _targets(index: Index, names: Sequence[str], output: str | None) -> tuple[Pa
     """Return an existing folder, and the files that are meant by `names` with a path below that folder for each."""
     chosen = {name: list(index.files(name)) for name in names}
     for name, files in chosen.items():
-        if name and not files:
-            raise MissingError(f"there is no file or folder {name} in your stores", hint="`smp ls` shows the names")
+        if not files:
+            what = f"there is no file or folder {name} in your stores" if name else _NOTHING
+            raise MissingError(what, hint="`smp ls` shows the names" if name else "`smp cloud verify` tells more")
         if len(chosen) == 1 and [file.name for file in files] == [name]:
             target = target_in(output, name.rpartition("/")[2])
             return target.parent, [(files[0], target)]

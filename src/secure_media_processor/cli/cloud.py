@@ -193,9 +193,10 @@ def verify(key_file: Path | None, *, deep: bool) -> None:
 
 
 @cloud.command()
+@click.option("--deep", is_flag=True, help="Fetch and decrypt every copy first: a store may not know that its copy is damaged.")
 @key_option
 @output_options
-def repair(key_file: Path | None) -> None:
+def repair(key_file: Path | None, *, deep: bool) -> None:
     """Copy what a store lacks from one that has it, and remove what was removed elsewhere.
 
     What is copied is encrypted, and stays so. Exit codes are those of verify, afterwards.
@@ -205,7 +206,7 @@ def repair(key_file: Path | None) -> None:
       smp cloud repair
     """
     with recorded("cloud.repair"), open_archive(key_file) as archive:
-        _judge(current(), "repair", archive.repair())
+        _judge(current(), "repair", archive.repair(deep=deep))
 
 
 def _judge(ui: Ui, command: str, report: Report) -> None:

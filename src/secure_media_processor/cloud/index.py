@@ -206,10 +206,12 @@ class Index:
         )
 
     def summary(self) -> Record:
-        """Return a new record that tells all that is known, in place of the records that were merged."""
-        gone = self.to_remove()
-        objects = {key: entry for key, entry in self._objects.items() if key not in gone}
-        return Record(secrets.token_hex(_ID_BYTES), self.counter + 1, dict(self._files), objects, frozenset(self.removed))
+        """Return a new record that tells all that is known, in place of the records that were merged.
+
+        Also of objects that are to go: a record that has not been seen yet may tell of a file that lies in one of them.
+        """
+        record_id, objects = secrets.token_hex(_ID_BYTES), dict(self._objects)
+        return Record(record_id, self.counter + 1, dict(self._files), objects, frozenset(self.removed))
 
 
 PREFIX = "index/"

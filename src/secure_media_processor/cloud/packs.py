@@ -6,7 +6,6 @@ archive each file begins; one file is read without the others.
 
 from __future__ import annotations
 
-import io
 import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -76,6 +75,20 @@ class Pack:
         parts: list[Part] = []
         sink = PartSink(parts.append)
         facts = Original(0, "", media_type="application/x-tar")
-        container = seal_stream(io.BytesIO(self._archive), sink, Sealing.new(recipients), facts)
+        archive, self._archive = self._archive, bytearray()  # a pack is sealed once, and memory is short
+        container = seal_stream(_Buffer(archive), sink, Sealing.new(recipients), facts)
         sink.flush()
         return container.file_id, parts
+
+
+class _Buffer:
+    """Bytes in memory as a source, without a copy of them."""
+
+    def __init__(self, data: bytearray) -> None:
+        self._rest = memoryview(data)
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size

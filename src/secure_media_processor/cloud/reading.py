@@ -152,8 +152,10 @@ class SealedObject:
         payload = self.replicas.item.size - self.start
         return payload - _TAG * (payload // SEALED_CHUNK + 1)
 
-    def blocks(self, start: int, end: int) -> Iterator[bytes]:
+    def blocks(self, start: int, end: int) -> Iterator[memoryview]:
         """Yield the plaintext from `start` to `end`, authenticated, in blocks; both are offsets into data and trailer.
+
+        A block is good until the next is asked for: it lies in a buffer that is used again.
 
         Raises:
             ObjectLostError, TransientError: no store gives bytes that are authentic.
@@ -161,28 +163,30 @@ class SealedObject:
         """
         if end > self.plain_size:
             raise IntegrityError("what is looked for would lie beyond the end of the object")
+        buffer = memoryview(bytearray(min(_plain_size(_RANGE), _plain_size(self.replicas.item.size))))
         while start < end:
             index, skip = divmod(start, CHUNK)
             for _, name, sealed in self.replicas.ranges(self._at(index), self._at(-(-end // CHUNK))):
-                opened = self._open(index, sealed)
-                block = memoryview(opened)[skip : skip + end - start]
+                opened = self._open(index, sealed, buffer)
+                block = opened[skip : skip + end - start]
                 if block:
-                    yield bytes(block)
+                    yield block
                 start += len(block)
                 if len(opened) < _plain_size(len(sealed)):
                     self.replicas.give_up(name, PayloadDamagedError(f"its copy is damaged in chunk {start // CHUNK}"))
                     break
                 index, skip = index + len(opened) // CHUNK, 0
 
-    def _open(self, index: int, sealed: bytes) -> bytes:
-        """Return the data of the chunks in `sealed`, up to the first that is not authentic."""
-        view, opened = memoryview(sealed), []
+    def _open(self, index: int, sealed: bytes, buffer: memoryview) -> memoryview:
+        """Decrypt the chunks in `sealed` into `buffer`; return the data up to the first that is not authentic."""
+        view, filled = memoryview(sealed), 0
         for number, position in enumerate(range(0, len(sealed), SEALED_CHUNK), start=index):
-            data = self.cipher.open(number, view[position : position + SEALED_CHUNK])
-            if data is None:
+            chunk = view[position : position + SEALED_CHUNK]
+            size = len(chunk) - _TAG
+            if not self.cipher.open_into(number, chunk, buffer[filled : filled + size]):
                 break
-            opened.append(data)
-        return b"".join(opened)
+            filled += size
+        return buffer[:filled]
 
     def _at(self, index: int) -> int:
         """Return the offset of chunk `index`, or the end of the object."""
@@ -217,10 +221,10 @@ def read_container(
     safe = max(start, end - MAX_TRAILER)  # what is before this is no trailer
     tail = bytearray()
     for block in sealed.blocks(start, end):
-        data = memoryview(block)[: max(0, safe - position)]
+        data = block[: max(0, safe - position)]
         sink.write(data)
         digest.update(data)
-        tail += memoryview(block)[len(data) :]
+        tail += block[len(data) :]
         position += len(block)
         if progress is not None:
             progress(position)

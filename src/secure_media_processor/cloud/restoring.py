@@ -205,8 +205,10 @@ def restore_container(
 class _Window:
     """A stream of blocks from which ranges are taken in order."""
 
-    def __init__(self, blocks: Iterator[bytes], position: int) -> None:
-        self._blocks, self._position, self._held = blocks, position, b""
+    def __init__(self, blocks: Iterator[memoryview], position: int) -> None:
+        self._blocks, self._position = blocks, position
+        self._held = bytearray()
+        """What was read from `_position` on, as far as it is still wanted."""
 
     def take(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`, which is not before the end of the last range."""
@@ -214,11 +216,12 @@ class _Window:
             block = next(self._blocks, None)
             if block is None:
                 raise IntegrityError("the object ends before a file that should lie in it")
-            keep = self._held[max(0, offset - self._position) :]
-            self._position += len(self._held) - len(keep)
-            self._held = keep + block
+            unwanted = min(len(self._held), max(0, offset - self._position))
+            del self._held[:unwanted]
+            self._position += unwanted
+            self._held += block
         start = offset - self._position
-        return self._held[start : start + size]
+        return bytes(memoryview(self._held)[start : start + size])
 
 
 def _runs(files: Sequence[Wanted]) -> Iterator[list[Wanted]]:

@@ -56,6 +56,8 @@ class UploadRun:
         self._by_content = {file.content: file for file in index.files()}
         self._sizes = {file.size for file in index.files()}
         self._names: set[str] = set()
+        self._sent: set[str] = set()
+        """Keys of the objects that this upload has stored."""
         self._stored: dict[str, IndexedObject] = {}
         """Key → object that is in the stores, and that the index does not know of yet."""
         self._files: list[IndexedFile] = []
@@ -133,10 +135,12 @@ class UploadRun:
     def write_down(self) -> None:
         """Write into the index what is stored."""
         self._written_down = time.monotonic()
+        self._sent |= self._stored.keys()
         known = [file for file in self._files if file.object in self._stored or self._index.object(file.object) is not None]
         if known or self._stored:
             self._archive.tell(self._index, self._index.tell(known, self._stored.values()))
-        self._files, self._stored = [file for file in self._files if file.object in self._under_way], {}
+        later = {*self._under_way, self._pack_key}
+        self._files, self._stored = [file for file in self._files if file.object in later], {}
 
     def _take_small(self, source: Source) -> Iterator[Done]:
         data, mtime_ns = _read_small(source.path)
@@ -188,7 +192,9 @@ class UploadRun:
         if item is None or item.key in self._index.removed:
             return False
         chosen = set(self._archive.targets or self._archive.stores)
-        return (not item.stores or chosen <= set(item.stores)) and self._archive.is_present(item)
+        if item.stores and not chosen <= set(item.stores):
+            return False
+        return item.key in self._sent or self._archive.is_present(item)
 
     def _flush(self) -> Iterator[Done]:
         """Send the pack on its way."""

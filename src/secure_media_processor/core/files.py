@@ -232,26 +232,25 @@ def open_folder(target: Path, root: Path | None = None) -> Iterator[int]:
         folder = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for step in target.parent.relative_to(start).parts:
-            folder = _step_into(folder, step, target)
+            outer, folder = folder, _step_into(folder, step, target)
+            os.close(outer)
         yield folder
     finally:
         os.close(folder)
 
 
 def _step_into(folder: int, step: str, target: Path) -> int:
-    """Open the folder `step` in `folder`, which is closed; make it if it is missing."""
+    """Open the folder `step` in `folder`; make it if it is missing."""
     try:
         with os_errors(f"write {target}"):
             with suppress(FileExistsError):
                 os.mkdir(step, PRIVATE_FOLDER, dir_fd=folder)
             return os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileAccessError as error:
+    except (FileAccessError, MissingError) as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ELOOP, errno.ENOTDIR):
-            message = f"cannot write {target}: {step} in its path is a symbolic link"
+            message = f"cannot write {target}: {step} in its path is a symbolic link or a file"
             raise FileAccessError(message, hint="name another folder") from None
         raise
-    finally:
-        os.close(folder)
 
 
 def _retryable(error: BaseException) -> bool:

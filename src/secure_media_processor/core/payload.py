@@ -216,6 +216,14 @@ class ChunkCipher:
         except InvalidTag:
             return None
 
+    def open_into(self, index: int, chunk: memoryview, out: memoryview) -> bool:
+        """Write the data in chunk `index` to `out`, which is as long; return False if it is not authentic."""
+        try:
+            self.aead.decrypt_into(self._nonce(index), chunk, None, out)
+        except InvalidTag:
+            return False
+        return True
+
     def diagnose(self, sealed: bytes, index: int, offset: int) -> IntegrityError:
         """Name what is wrong with a block that was refused; `sealed` begins with chunk `index` at byte `offset` of the file."""
         for position in range(0, len(sealed), SEALED_CHUNK):

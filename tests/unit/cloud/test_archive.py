@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from random import Random
 from threading import Event
@@ -20,12 +21,13 @@ import pytest
 
 from conftest import left_in
 from secure_media_processor import LocalConnector, SymmetricKey
-from secure_media_processor.cloud import archive as module
-from secure_media_processor.cloud import manager, records
-from secure_media_processor.cloud.archive import Action, Archive, Done, Keys, Report, Source
+from secure_media_processor.cloud import manager, packs, records
+from secure_media_processor.cloud.archive import Archive, Keys, Report
 from secure_media_processor.cloud.connectors.base import ObjectInfo, ResumeRecord
 from secure_media_processor.cloud.digests import Digests
 from secure_media_processor.cloud.objects import ObjectState, ReplicaState
+from secure_media_processor.cloud.outcome import Action, Done
+from secure_media_processor.cloud.uploading import Source
 from secure_media_processor.core.journal import Journal
 from secure_media_processor.errors import (
     CredentialsError,
@@ -42,7 +44,7 @@ from secure_media_processor.errors import (
 )
 
 NAMES = ("one", "two", "three")
-LARGE = module.LARGEST_IN_PACK + 4321  # has an object of its own
+LARGE = packs.LARGEST_IN_PACK + 4321  # has an object of its own
 
 
 class Store(LocalConnector):
@@ -284,7 +286,7 @@ def test_a_file_that_changes_while_it_is_read_fails_alone(world: World, monkeypa
 
     def fstat(handle: int) -> os.stat_result:
         status = real(handle)
-        if os.readlink(f"/proc/self/fd/{handle}") == str(changing.path):
+        if Path(f"/proc/self/fd/{handle}").readlink() == changing.path:
             os.utime(changing.path, ns=(0, status.st_mtime_ns + 1))
         return status
 
@@ -451,7 +453,7 @@ DAMAGES: dict[str, tuple[Callable[[Store, str, str], object], ReplicaState]] = {
     "tampered": (lambda store, key, _: store.damage(key), ReplicaState.DAMAGED),
     "cut": (lambda store, key, _: os.truncate(store.path(key), 1000), ReplicaState.DAMAGED),
     "emptied": (lambda store, key, _: os.truncate(store.path(key), 0), ReplicaState.DAMAGED),
-    "longer": (lambda store, key, _: store.path(key).open("ab").write(b"x"), ReplicaState.DAMAGED),
+    "longer": (lambda store, key, _: store.path(key).write_bytes(store.path(key).read_bytes() + b"x"), ReplicaState.DAMAGED),
     "deleted": (lambda store, key, _: store.path(key).unlink(), ReplicaState.MISSING),
     "another": (lambda store, key, other: shutil.copy(store.path(other), store.path(key)), ReplicaState.DAMAGED),
 }
@@ -481,7 +483,7 @@ def test_a_damaged_object_is_named_and_healed(world: World, damage: str, size: i
     world.check_restores(source, other)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"longer"}))  # of that nobody reads what is too much
 def test_an_object_that_is_damaged_everywhere_is_lost_and_named(world: World, damage: str) -> None:
     world.upload(world.file("x"))
     other = world.file("other", LARGE)
@@ -711,22 +713,37 @@ def test_a_copy_of_the_index_that_has_suffered_is_read_from_the_stores(world: Wo
     world.check_well()
 
 
-def test_a_file_whose_object_was_removed_is_lost_and_told_of(world: World) -> None:
-    """It should never come to that; if it does, nobody is told that all is well, and nothing is made worse."""
-    world.upload(world.file("x"), world.file("y"))
+def test_an_object_in_which_a_file_lies_is_never_removed(world: World) -> None:
+    """Whatever the index says: whoever wrote that it is to go had not seen the file."""
+    sources = [world.file("x"), world.file("y")]
+    world.upload(*sources)
     archive = world.machine()
     index = archive.read_index()
     key = world.object_of("x")
-    archive._tell(index, index.tell(removed_objects=[key]))
+    archive.tell(index, index.tell(removed_objects=[key]))
+    assert world.machine().repair().worst is ObjectState.FULL
+    assert all(store.objects == {key} for store in world.stores.values())
+    world.check_restores(*sources)
+    world.machine().remove(["x"])
+    assert all(store.objects == {key} for store in world.stores.values())
+    world.machine().remove(["y"])
+    assert all(store.objects == set() for store in world.stores.values())
+
+
+def test_a_file_without_an_object_is_lost_and_told_of(world: World) -> None:
+    """It should never come to that; if it does, nobody is told that all is well."""
+    world.upload(world.file("x"))
+    archive = world.machine()
+    index = archive.read_index()
+    file = index.file("x")
+    assert file is not None
+    archive.tell(index, index.tell([replace(file, object="0" * 32)]))
     report = world.machine().verify()
     assert report.worst is ObjectState.LOST
-    assert list(report.names[key]) == ["x", "y"]
-    world.machine().repair()
-    assert all(store.objects == {key} for store in world.stores.values())
-    done = world.restore()
-    assert [type(one.error) for one in done] == [ObjectLostError] * 2
-    world.upload(world.file("x"), world.file("y"))  # the originals are stored again, although their times are the same
-    world.check_restores(world.file("x"), world.file("y"))
+    assert list(report.names["0" * 32]) == ["x"]
+    assert [type(one.error) for one in world.restore()] == [ObjectLostError]
+    assert [one.action for one in world.upload(world.file("x"))] == [Action.STORED]  # although its time may be the same
+    world.check_restores(world.file("x"))
 
 
 # --- removing ---------------------------------------------------------------------------------------------------------------
@@ -792,7 +809,7 @@ def test_objects_of_others_are_left_alone(world: World) -> None:
     world.upload(world.file("x"))
     world.stores["one"].put("somebodys", [b"data"])
     world.stores["one"].put("folder/somebodys", [b"data"])
-    assert world.machine().repair().leftovers == {"one": ["somebodys"]}
+    assert world.machine().repair().leftovers == {"one": ["folder/somebodys", "somebodys"]}
     assert b"".join(world.stores["one"].get("somebodys")) == b"data"
     assert b"".join(world.stores["one"].get("folder/somebodys")) == b"data"
 
@@ -894,7 +911,7 @@ def test_uploads_from_two_machines_lose_nothing(world: World, monkeypatch: pytes
     every = sorted(source.name for found in sources.values() for source in found)
     for machine in ("a", "b", "c", "fresh"):
         assert world.names(machine) == every
-    assert all(earlier <= later for earlier, later in zip(seen, seen[1:], strict=False)), "a file was there, and then not"
+    assert all(earlier <= later for earlier, later in pairwise(seen)), "a file was there, and then not"
     if many == 3:
         assert len(world.stores["one"].records) < 10
     world.check_restores(*sources["a"], *sources["b"])
@@ -942,7 +959,7 @@ class Turns:
         """Do `act` with each reading and writing of the index, and each removal of an object, in turn."""
         own = archive._records
         own.read = self.wrap(who, own.read)  # type: ignore[method-assign, assignment]
-        own.publish = self.wrap(who, own.publish)  # type: ignore[method-assign, assignment]
+        own._publish = self.wrap(who, own._publish)  # type: ignore[method-assign, assignment]
         archive._delete = self.wrap(who, archive._delete)  # type: ignore[method-assign, assignment]
         try:
             return act(archive)
@@ -1009,10 +1026,10 @@ def test_a_reader_between_the_list_and_the_records(world: World, monkeypatch: py
     real = reader._records._list
     times = 0
 
-    def listing() -> None:
+    def listing(prefix: str) -> None:
         nonlocal times
         times += 1
-        real()
+        real(prefix)
         if times == 1:
             world.upload(world.file("late"))
 
