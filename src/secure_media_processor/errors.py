@@ -29,6 +29,7 @@
     ├── DegradedError            SMP-DEGRADED               9
     ├── MissingExtraError        SMP-MISSING-EXTRA         10
     ├── TransientError           SMP-TRANSIENT             11
+    │   ├── StoreAbsentError     SMP-STORE-ABSENT          11
     │   ├── RateLimitError       SMP-RATE-LIMIT            11
     │   ├── ThrottledError       SMP-THROTTLED             11
     │   └── QuorumError          SMP-QUORUM                11
@@ -240,6 +241,13 @@ class TransientError(SmpError):
     code = "SMP-TRANSIENT"
     exit_code = 11
     retryable = True
+
+
+class StoreAbsentError(TransientError):
+    """The folder of a store is not there: a disk that is not mounted, or a share that is not connected."""
+
+    code = "SMP-STORE-ABSENT"
+    default_hint = "mount the disk, or connect the share; `smp cloud status` tells whether it is there"
 
 
 class RateLimitError(TransientError):

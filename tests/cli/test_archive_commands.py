@@ -538,7 +538,6 @@ def test_what_is_there_already_is_kept_unless_forced(box: Path, run: Callable[..
         assert (ran.code, "cannot write out/1.dcm: it is a folder" in ran.err) == (3, True)
 
 
-@pytest.mark.xfail(reason="Archive._is_there wants the same time too, which the help of download does not say", strict=True)
 def test_the_same_contents_are_left_alone_whatever_their_time(box: Path, run: Callable[..., Ran]) -> None:
     run("upload", "study")
     os.utime("study/1.dcm", (1, 1))
@@ -775,9 +774,6 @@ def test_all_stores_are_away(box: Path, run: Callable[..., Ran]) -> None:
 
 
 @needs_permissions
-@pytest.mark.xfail(
-    reason="LocalConnector._refuse_absent_store lets a PermissionError through, and all stores stop", strict=True
-)
 def test_a_store_that_may_not_be_read_is_one_store_less(box: Path, run: Callable[..., Ran]) -> None:
     run("upload", "study")
     folder = Path("stores/a")
@@ -909,6 +905,23 @@ def test_a_record_that_is_damaged_is_mended_from_another_store(box: Path, run: C
     assert (ran.code, "1 record of the index cannot be read" in ran.err) == (9, True)
     ran = run("cloud", "repair")
     assert (ran.code, "no store has them intact" in ran.err) == (9, True)
+
+
+def test_the_audit_log_says_how_it_ended_and_records_no_rehearsal(box: Path, run: Callable[..., Ran]) -> None:
+    away("c")
+    commands = ["upload study", "upload absent", "upload study absent", "sync study --dry-run", "rm -r study --dry-run"]
+    for command in [*commands, "download study", "download absent", "rm study/1.dcm --dry-run"]:
+        run(*command.split())
+    records = json.loads(run("audit", "show", "--json").out)["records"]
+    ended = [(record["action"], record["outcome"]) for record in records]
+    assert [one for one in ended if one[0] in ("upload", "sync", "rm", "download")] == [
+        ("upload", "SMP-DEGRADED"),
+        ("upload", "SMP-NOT-FOUND"),
+        ("upload", "SMP-PARTIAL"),
+        ("download", "ok"),
+        ("download", "SMP-NOT-FOUND"),
+    ]
+    assert run("audit", "verify").code == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- --bucket

@@ -91,7 +91,7 @@ def test_the_digest_that_s3_keeps_is_the_one_we_compute(store: S3Connector, size
     digester.update(data)
     store.put("object", [data], digests=digester.hexdigests())
     found = store.native_digest("object")
-    assert set(found) == {"sha256" if size <= PART_SIZE else "sha256-8m"}
+    assert set(found) == {"sha256-8m"}
     assert digester.hexdigests().items() >= found.items()
 
 
@@ -100,8 +100,7 @@ def test_bytes_that_change_on_the_way_are_refused(store: S3Connector, monkeypatc
     real = hashlib.sha256
     for size in (1000, 2 * PART_SIZE + 5):
         with monkeypatch.context() as patch:
-            wrong = property(lambda part: real(bytes(part) + b"x").digest())
-            patch.setattr("secure_media_processor.cloud.digests.Part.sha256", wrong)
+            patch.setattr("secure_media_processor.cloud.connectors.s3.sha256", lambda data: real(bytes(data) + b"x"))
             with pytest.raises(IntegrityError):
                 store.put("changed", [bytes(size)])
         with pytest.raises(MissingError):
@@ -249,7 +248,9 @@ def test_an_object_uploaded_by_another_tool_still_proves_itself(store: S3Connect
     """No SHA-256 is kept for it, so it is read."""
     data = secrets.token_bytes(100_000)
     store._client.put_object(Bucket=store._bucket, Key=f"{store._prefix}foreign", Body=data)
-    assert store.native_digest("foreign")["sha256"] == hashlib.sha256(data).hexdigest()
+    digester = Digester(["sha256-8m"])
+    digester.update(data)
+    assert store.native_digest("foreign") == digester.hexdigests()
 
 
 # --- faults on the way -----------------------------------------------------------------------------------------------------

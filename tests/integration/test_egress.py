@@ -310,7 +310,6 @@ SETTINGS = {
 
 
 @needs_rclone
-@pytest.mark.xfail(reason="botocore goes elsewhere, and S3Connector does not keep it from that")
 @pytest.mark.parametrize("case", SETTINGS)
 def test_nor_is_anybody_else_for_any_other_reason(watch: Watch, endpoint: str, aws: dict[str, str], case: str) -> None:
     more, less = SETTINGS[case]
@@ -322,7 +321,6 @@ def test_nor_is_anybody_else_for_any_other_reason(watch: Watch, endpoint: str, a
 
 
 @needs_rclone
-@pytest.mark.xfail(reason="only the option endpoint= of a store keeps botocore from the machine's role, not AWS_ENDPOINT_URL")
 def test_nor_for_a_bucket_at_an_endpoint_of_the_environment(watch: Watch, endpoint: str) -> None:
     prepare(watch, endpoint, {})
     one = watch.smp("upload", "scan.nii", "--bucket", "bucket", AWS_ENDPOINT_URL=f"http://{endpoint}")

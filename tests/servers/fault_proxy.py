@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -26,8 +26,13 @@ class FaultProxy:
     """Byte downstream, counted over a connection, of which one bit is changed; once."""
     direction: str = "down"
     """"up" is what the client sends."""
+    trap_after: int | None = None
+    """When so many bytes in `direction` have come, over all connections, nothing passes until `trap` was called; once."""
+    trap: Callable[[], object] = lambda: None
     refuse: bool = False
     """Close new connections at once."""
+    hang: bool = False
+    """Take new connections, and never answer."""
     record: bool = False
     """Keep what clients send, from their next connection on."""
     sent: list[bytearray] = field(default_factory=list)
@@ -36,6 +41,8 @@ class FaultProxy:
     bytes_down: int = 0
     connections: int = 0
     port: int = 0
+    held: list[socket.socket] = field(default_factory=list)
+    """Connections that get no answer."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def _pump(self, source: socket.socket, sink: socket.socket, direction: str) -> None:
@@ -56,6 +63,7 @@ class FaultProxy:
                         if self.flip_at is not None and passed <= self.flip_at < passed + len(data):
                             data[self.flip_at - passed] ^= 1
                             self.flip_at = None
+                    self._spring_trap(direction)
                     if self.resets and direction == self.direction and passed + len(data) > self.after:
                         self.resets -= 1
                         sink.sendall(data[: max(0, self.after - passed)])
@@ -66,6 +74,12 @@ class FaultProxy:
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
 
+    def _spring_trap(self, direction: str) -> None:
+        passed = self.bytes_up if self.direction == "up" else self.bytes_down
+        if direction == self.direction and self.trap_after is not None and passed >= self.trap_after:
+            self.trap_after = None
+            self.trap()
+
     def _serve(self, listener: socket.socket) -> None:
         with suppress(OSError):
             while True:
@@ -74,11 +88,19 @@ class FaultProxy:
                 if self.refuse:
                     _reset(client)
                     continue
+                if self.hang:
+                    self.held.append(client)
+                    continue
                 threading.Thread(target=self._connect, args=(client,), daemon=True).start()
 
     def _connect(self, client: socket.socket) -> None:
         """Pass both directions on until both have ended."""
-        with client, socket.create_connection(("127.0.0.1", self.upstream), timeout=10) as server:
+        try:
+            server = socket.create_connection(("127.0.0.1", self.upstream), timeout=10)
+        except OSError:  # there is nobody
+            _reset(client)
+            return
+        with client, server:
             server.settimeout(None)
             pumps = [
                 threading.Thread(target=self._pump, args=(*ends, direction), daemon=True)
@@ -104,5 +126,9 @@ def proxying(upstream: int) -> Iterator[FaultProxy]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         proxy = FaultProxy(upstream, port=listener.getsockname()[1])
         threading.Thread(target=proxy._serve, args=(listener,), daemon=True).start()
-        yield proxy
-        listener.shutdown(socket.SHUT_RDWR)
+        try:
+            yield proxy
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for client in proxy.held:
+                client.close()

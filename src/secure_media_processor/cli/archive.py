@@ -176,6 +176,9 @@ def sync(
     name = _checked("NAME", _name_of(folder) if name is None else name, folder)
     found = _Found()
     found.take(folder, name)
+    if delete and not found.sources:
+        hint = f"is a disk not mounted? `smp rm -r {name}` removes everything"
+        raise UsageError(f"there is no file in {folder}, and --delete would remove all that the stores have of it", hint=hint)
     _bring_in("sync", found, _Opened(targets, require, key_file), dry_run=dry_run, only_these_below=name if delete else None)
 
 
@@ -227,14 +230,13 @@ def download(
         raise UsageError("name what to fetch, or say --all", hint="`smp ls` shows the names")
     wanted = [""] if everything else _stored_names(names)
     ui = current()
-    with recorded("download") as operation, _Opened((), None, key_file).archive() as archive:
-        operation.object = _object_of(names)
+    with _recorded("download", wanted), _Opened((), None, key_file).archive() as archive:
         index = archive.read_index()
         root, files = _targets(index, wanted, output)
         total = sum(file.size for file, _ in files)
         with ui.progress("downloading", total) as progress:
             done = list(archive.restore(files, root, index, overwrite=force, progress=summed(progress)))
-    _finish(ui, "download", done, archive)
+        _finish(ui, "download", done, archive)
 
 
 @click.command("ls")
@@ -281,8 +283,7 @@ def remove_files(names: tuple[str, ...], key_file: Path | None, *, recursive: bo
     """
     ui = current()
     wanted = _stored_names(names)
-    with recorded("rm") as operation, _Opened((), None, key_file).archive() as archive:
-        operation.object = _object_of(names)
+    with _recorded("rm", wanted, dry_run=dry_run), _Opened((), None, key_file).archive() as archive:
         index = archive.read_index()
         chosen: dict[str, None] = {}
         for name in wanted:
@@ -293,7 +294,7 @@ def remove_files(names: tuple[str, ...], key_file: Path | None, *, recursive: bo
                 raise UsageError(f"{name} is a folder of {counted(len(below), 'file')}", hint="remove it with -r")
             chosen |= dict.fromkeys(below)
         done = archive.remove(list(chosen), dry_run=dry_run)
-    _finish(ui, "rm", done, archive, dry_run=dry_run)
+        _finish(ui, "rm", done, archive, dry_run=dry_run)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +353,7 @@ def _bring_in(command: str, found: _Found, opened: _Opened, *, dry_run: bool, on
     sources = [*found.sources.values()]
     total = sum(_size(source.path) for source in sources)
     done = [*found.failed.values()]
-    with recorded(command) as operation, opened.archive() as archive:
-        operation.object = _object_of([source.name for source in sources[:1]])
+    with _recorded(command, [*found.sources], dry_run=dry_run), opened.archive() as archive:
         with ui.progress("uploading", total) as progress:
             done += archive.upload(sources, progress=summed(progress), dry_run=dry_run)
         if only_these_below is not None and found.failed:
@@ -362,7 +362,7 @@ def _bring_in(command: str, found: _Found, opened: _Opened, *, dry_run: bool, on
             names = {one.name for one in done}
             gone = [file.name for file in archive.read_index().files(only_these_below) if file.name not in names]
             done += archive.remove(gone, dry_run=dry_run)
-    _finish(ui, command, done, archive, dry_run=dry_run)
+        _finish(ui, command, done, archive, dry_run=dry_run)
 
 
 def _finish(ui: Ui, command: str, done: Sequence[Done], archive: Archive, *, dry_run: bool = False) -> None:
@@ -443,7 +443,11 @@ class _Found:
             place = Path(error.filename)
             self._fail(_below(name, path, place), smp_error_from(error, f"read {place}"))
 
+        own = _own_folders()
         for folder, folders, files in os.walk(path, onerror=fail):
+            for ours in [one for one in folders if Path(folder, one).resolve() in own]:
+                ui.warn(f"{Path(folder, ours)} is passed over: it holds keys, records or a store of smp")
+                folders.remove(ours)
             folders.sort()
             for found in (Path(folder, entry) for entry in (*sorted(files), *folders)):
                 try:
@@ -485,6 +489,14 @@ class _Found:
 
     def _fail(self, name: str, error: SmpError) -> None:
         self.failed.setdefault(name, Done(name, Action.FAILED, 0, error))
+
+
+def _own_folders() -> set[Path]:
+    """Return the folders that must never be uploaded: of the keys, of our records, and of stores in folders."""
+    settings = get_settings()
+    folders = {settings.keystore, settings.cloud_state, settings.audit_log.parent, settings.stores.parent}
+    options = [store.options.get("folder", "") for store in StoreBook(settings.stores).stores() if store.kind == "local"]
+    return {folder.resolve() for folder in (*folders, *map(Path, filter(None, options)))}
 
 
 def _below(name: str, folder: Path, path: Path) -> str:
@@ -616,8 +628,16 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _object_of(names: Sequence[str]) -> bytes | None:
-    return names[0].encode("utf-8", "surrogatepass") if len(names) == 1 else None
+@contextmanager
+def _recorded(action: str, names: Sequence[str], *, dry_run: bool = False) -> Iterator[None]:
+    """Record what the block does with the files `names`, and how it ends. What only would be done is not recorded."""
+    if dry_run:
+        yield
+        return
+    with recorded(action) as operation:
+        if len(names) == 1 and names[0]:
+            operation.object = names[0].encode("utf-8", "surrogatepass")
+        yield
 
 
 def _when(mtime_ns: int | None) -> str:

@@ -93,14 +93,14 @@ class Broadcast:
         with self._changed:
             self._wait_for_room()
             for lane in self._active():
-                lane.waiting.append(part)
+                lane.give(part)
             self._changed.notify_all()
 
     def finish(self) -> None:
         """Say that this was all, and wait for the stores."""
         with self._changed:
             for lane in self._active():
-                lane.waiting.append(None)
+                lane.give(None)
             self._changed.notify_all()
             while pending := self._active():
                 self._changed.wait(_LOOK_EVERY)
@@ -159,8 +159,14 @@ class _Lane:
         self.mistake: BaseException | None = None
         self.thread = Thread(target=self._run, name="cloud-put", daemon=True)
 
+    def give(self, part: Part | None) -> None:
+        """Let `part`, or None for the end, wait for the store."""
+        if not self.waiting:  # so far it may have been the sender that was slow
+            self._moved = time.monotonic()
+        self.waiting.append(part)
+
     def silent_for(self) -> float:
-        """Return the seconds since the store last took a part or said that it moves."""
+        """Return the seconds since the store last took a part, was given the first that waits, or said that it moves."""
         return time.monotonic() - self._moved
 
     def leave_behind(self, error: SmpError) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from secure_media_processor.cloud.connectors.base import CloudConnector, ObjectInfo
 from secure_media_processor.cloud.digests import Digester, refuse_other
 from secure_media_processor.cloud.paths import check_key
-from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, ThrottledError
+from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, StoreAbsentError, ThrottledError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -247,7 +247,8 @@ class Retrying(Wrapper):
 
     def _wait_after(self, error: SmpError, pace: Iterator[float]) -> None:
         """Wait before the next try; raise `error` if there is to be none."""
-        pause = next(pace, None) if error.retryable else None
+        soon = error.retryable and not isinstance(error, StoreAbsentError)
+        pause = next(pace, None) if soon else None
         if pause is None:
             raise error
         if isinstance(error, ThrottledError) and error.retry_after is not None:

@@ -967,14 +967,13 @@ class Turns:
             self.end(who)
 
 
-ORDERS = ["".join("R" if n in chosen else "L" for n in range(8)) for chosen in combinations(range(8), 5)]
+ORDERS = ["".join("R" if n in chosen else "L" for n in range(7)) for chosen in combinations(range(7), 4)]
 
 
-@pytest.mark.parametrize("size", [1000, LARGE])
-def test_a_file_is_removed_while_another_machine_finds_its_contents(work: Path, size: int) -> None:
+@pytest.mark.parametrize(("size", "orders"), [(1000, ORDERS), (LARGE, ORDERS[::5])], ids=["small", "large"])
+def test_a_file_is_removed_while_another_machine_finds_its_contents(work: Path, size: int, orders: Sequence[str]) -> None:
     """R reads, tells, reads again, removes; L reads, tells, reads again. In every order the new file is there at the end."""
-    outcomes = set()
-    for number, order in enumerate(ORDERS):
+    for number, order in enumerate(orders):
         folder = work / f"{number}"
         folder.mkdir()
         world = World(folder, ["one", "two"])
@@ -986,12 +985,9 @@ def test_a_file_is_removed_while_another_machine_finds_its_contents(work: Path, 
             partial(turns.run, "L", world.machine("L"), lambda archive, new=new: list(archive.upload([new]))),
         )
         world.check_restores(new)
-        assert world.machine("R").verify().worst is ObjectState.FULL, order
-        world.machine("R").repair()
+        assert world.machine("R").repair().worst is ObjectState.FULL, order
         world.check_restores(new, machine="L")
-        outcomes.add(frozenset(world.stores["one"].objects) >= {world.object_of("new", "R")})
-        shutil.rmtree(folder)
-    assert outcomes == {True}
+        assert len(world.stores["one"].objects) == 1, order
 
 
 @pytest.mark.parametrize("order", ["AABB", "ABAB", "ABBA", "BAAB", "BABA", "BBAA"])

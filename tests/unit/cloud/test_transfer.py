@@ -5,6 +5,7 @@ The parts are made small, so that a file of some 400 kB has as many as one of 50
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -770,9 +771,11 @@ def test_whatever_is_cut_off_and_changed(
                 change(desk.file, lambda data, what=what, amount=amount: mutate(data, what, amount, random))
             if what == "touch":
                 os.utime(desk.file, ns=(0, amount))
+        # Of uploads that came to their end, and somebody has written them down, or of one that will be taken up.
+        known = {one.status.object.key for one in desk.seen}
+        known |= {json.loads(journal.read_bytes().splitlines()[0])["object"] for journal in desk.journals}
         for store in desk.stores.values():
-            for key in store.objects:  # of uploads that came to their end: somebody has written them down
-                assert any(key == one.status.object.key for one in desk.seen)
+            assert set(store.objects) <= known
             store.objects.clear()
         desk.upload()
         if any(kind == "broken" for (kind, _), _ in steps):

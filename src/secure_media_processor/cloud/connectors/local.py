@@ -23,7 +23,7 @@ from secure_media_processor.core.files import (
     os_errors,
     write_file,
 )
-from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, TransientError, UsageError
+from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, StoreAbsentError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -144,9 +144,9 @@ class LocalConnector(CloudConnector):
         return path
 
     def _refuse_absent_store(self) -> None:
-        if not (self._folder / _MARK).is_file():
-            hint = f"mount the disk it is on; LocalConnector.create({str(self._folder)!r}) makes a new store"
-            raise TransientError(f"there is no store in {self._folder}", hint=hint)
+        with os_errors(f"read {self._folder}"):
+            if not (self._folder / _MARK).is_file():
+                raise StoreAbsentError(f"there is no store in {self._folder}")
 
 
 def _raise(error: OSError) -> None:

