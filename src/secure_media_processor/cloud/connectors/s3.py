@@ -49,8 +49,8 @@ _PARALLEL_PARTS = 4
 _SEND = 1 << 20
 # A range of so many bytes is read at once: piece by piece it costs twice the time.
 _AT_ONCE = 16 * 1024 * 1024
-# Not an ARN: botocore would look for its server by itself. Old buckets may have capitals and underscores.
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}")
+# Not an ARN: botocore would look for its server by itself. Old buckets, and other servers, allow more than AWS does now.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 # Where botocore finds credentials without asking anybody.
 _LOCAL_CREDENTIALS = {"env", "shared-credentials-file", "config-file", "custom-process"}
 # The name under which our way of signing is known to botocore; its own is s3v4.
