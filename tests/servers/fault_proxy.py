@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-_BLOCK = 16_384
+_BLOCK = 65_536
 
 
 @dataclass

@@ -12,6 +12,7 @@ import hmac
 import os
 import re
 from base64 import b64decode, b64encode
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +29,7 @@ from secure_media_processor.errors import CredentialsError, IntegrityError, SmpE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
     from io import FileIO
     from pathlib import Path
 
@@ -223,30 +225,47 @@ _ENCRYPTED = {".smp": _is_smp, ".age": _is_age}
 
 
 class PartSink:
-    """A sink that cuts what it is given into parts."""
+    """A sink that cuts what it is given into parts. Each is hashed on a thread of its own while the next is filled."""
 
     def __init__(self, send: Callable[[Part], None]) -> None:
-        """Call `send` with each part."""
+        """Call `send` with each part, in order."""
         self._send = send
         self._buffer = memoryview(bytearray(PART_SIZE))
         self._filled = 0
+        self._hasher: ThreadPoolExecutor | None = None
+        self._hashed: Future[Part] | None = None
 
     def write(self, data: memoryview | bytes) -> None:
         """Take `data`."""
         rest = memoryview(data)
         while rest:
+            if self._filled == PART_SIZE:  # known not to be the last only now that there is more
+                self._hash_beside()
             room = min(len(rest), PART_SIZE - self._filled)
             self._buffer[self._filled : self._filled + room] = rest[:room]
             self._filled += room
             rest = rest[room:]
-            if self._filled == PART_SIZE:
-                self.flush()
 
     def flush(self) -> None:
-        """Send what is there as the last part."""
+        """Send what is there: the last part, if there is any."""
+        self._send_hashed()
+        if self._hasher is not None:
+            self._hasher.shutdown()
+            self._hasher = None
         if self._filled:
             part, self._filled = Part.of(self._buffer[: self._filled]), 0
             self._send(part)
+
+    def _hash_beside(self) -> None:
+        data, self._filled = bytes(self._buffer), 0
+        self._send_hashed()
+        self._hasher = self._hasher or ThreadPoolExecutor(1, thread_name_prefix="part-hash")
+        self._hashed = self._hasher.submit(Part.of, data)
+
+    def _send_hashed(self) -> None:
+        hashed, self._hashed = self._hashed, None
+        if hashed is not None:
+            self._send(hashed.result())
 
 
 class _Upload:

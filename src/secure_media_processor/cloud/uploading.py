@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from secure_media_processor.cloud.index import Index
     from secure_media_processor.cloud.packs import Packed
 
-# Packs on their way while the next is filled: hides what a far store takes to answer, and each takes 15 MiB.
-_PACKS_UNDER_WAY = 2
+# Packs on their way while the next is filled: hides what a far store takes to answer. Each takes 40 MiB while it is sealed.
+_PACKS_UNDER_WAY = 1
 # Seconds after which what is stored is written into the index, so that little is lost when the process dies.
 _WRITE_DOWN_AFTER = 30.0
 

@@ -838,6 +838,7 @@ def test_parts_do_not_change_when_the_sink_goes_on() -> None:
     sink = PartSink(parts.append)
     sink.write(b"a" * PART)
     sink.write(b"b" * PART)
+    sink.flush()
     assert parts == [Part.of(b"a" * PART), Part.of(b"b" * PART)]
     assert parts[0].sha256 == sha256(b"a" * PART).digest()
 
