@@ -21,7 +21,7 @@ import pytest
 
 from conftest import left_in
 from secure_media_processor import LocalConnector, SymmetricKey
-from secure_media_processor.cloud import manager, packs, records
+from secure_media_processor.cloud import manager, packs, records, transfer
 from secure_media_processor.cloud.archive import Archive, Keys, Report
 from secure_media_processor.cloud.connectors.base import ObjectInfo, ResumeRecord
 from secure_media_processor.cloud.digests import Digests
@@ -846,8 +846,14 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, target: object, name: str) -> Ite
             raise AssertionError("nobody came here")
 
 
-def test_the_journal_of_an_upload_that_is_over_takes_nothing_away(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times_show_it", [True, False])
+def test_the_journal_of_an_upload_that_is_over_takes_nothing_away(
+    world: World, monkeypatch: pytest.MonkeyPatch, times_show_it: bool
+) -> None:
     """Killed between the index and the end of the journal; then the file changes, and another still needs its old contents."""
+    if not times_show_it:
+        same = transfer._Identity([], encrypted=False)
+        monkeypatch.setattr(transfer._Identity, "of", lambda *_: same)
     big = 17 << 20
     original = world.file("x", big, seed=1)
     with killed_at(monkeypatch, Journal, "remove"):
