@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-_BLOCK = 65_536
+_BLOCK = 262_144
 
 
 @dataclass
@@ -50,7 +50,7 @@ class FaultProxy:
         if self.record and direction == "up":
             kept = bytearray()
             self.sent.append(kept)
-        with suppress(OSError):
+        try:
             while data := source.recv(_BLOCK):
                 if kept is not None:
                     kept += data
@@ -67,12 +67,13 @@ class FaultProxy:
                     if self.resets and direction == self.direction and passed + len(data) > self.after:
                         self.resets -= 1
                         sink.sendall(data[: max(0, self.after - passed)])
-                        for end in (source, sink):
-                            _reset(end)
-                        return
+                        raise ConnectionResetError
                 passed += len(data)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
+        except OSError:  # whoever waits for an answer is not left waiting
+            for end in (source, sink):
+                _reset(end)
 
     def _spring_trap(self, direction: str) -> None:
         passed = self.bytes_up if self.direction == "up" else self.bytes_down

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -204,13 +205,15 @@ def test_a_store_is_only_so_far_behind() -> None:
 def test_a_store_that_takes_nothing_is_left_behind(at: int) -> None:
     gate = Event()
     hanging, quick = Taker(before=wait_at(at, gate)), Taker()
+    start = time.monotonic()
     with begin(hanging, quick, stall_timeout=0.15) as broadcast:
         send_all(broadcast)
+    assert time.monotonic() - start < PATIENCE / 2
     outcome = broadcast.outcome()
     assert outcome["1"] is None
     assert quick.done
     assert isinstance(outcome["0"], TransientError)
-    assert "took nothing" in str(outcome["0"])
+    assert re.search("took nothing|kept the others waiting", str(outcome["0"]))  # whichever comes first
     assert broadcast.hanging == {"0"}
     gate.set()
     deadline = time.monotonic() + PATIENCE
@@ -223,8 +226,10 @@ def test_a_store_that_takes_nothing_is_left_behind(at: int) -> None:
 def test_a_store_that_hangs_at_the_very_end_is_left_behind() -> None:
     gate = Event()
     hanging, quick = Taker(at_end=lambda: gate.wait(PATIENCE)), Taker()
+    start = time.monotonic()
     with begin(hanging, quick, stall_timeout=0.15) as broadcast:
         send_all(broadcast)
+    assert time.monotonic() - start < PATIENCE / 2
     outcome = broadcast.outcome()
     assert isinstance(outcome["0"], TransientError)
     assert outcome["1"] is None

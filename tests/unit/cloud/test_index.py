@@ -78,7 +78,7 @@ def test_order_and_repetition_do_not_matter(records: Sequence[Record], data: st.
     assert not any(found.merge(record) for record in records)
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(histories(), st.data())
 def test_it_does_not_matter_how_they_are_grouped(records: Sequence[Record], data: st.DataObject) -> None:
     """A summary of some stands for them: alone, with those that it stands for, and in another summary."""

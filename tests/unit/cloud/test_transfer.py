@@ -872,3 +872,73 @@ def test_what_cannot_be_read_is_named(desk: Desk) -> None:
     with pytest.raises(FileAccessError):
         desk.upload()
     assert all(not store.received for store in desk.stores.values())
+
+
+BLOCKS = st.lists(st.integers(0, 3 * PART), max_size=6)
+
+
+def blocks_of(sizes: Sequence[int]) -> list[bytes]:
+    return [Random(number).randbytes(size) for number, size in enumerate(sizes)]
+
+
+def parts_of(data: bytes) -> list[bytes]:
+    return [data[start : start + PART] for start in range(0, len(data), PART)]
+
+
+@given(BLOCKS)
+def test_blocks_of_any_size_are_cut_into_parts(sizes: Sequence[int]) -> None:
+    with small_parts():
+        blocks = blocks_of(sizes)
+        assert list(cut_into_parts(blocks)) == parts_of(b"".join(blocks))
+
+
+def test_parts_that_come_as_parts_are_not_copied() -> None:
+    parts = [bytes(PART), b"x" * PART, b"y"]
+    cut = list(cut_into_parts(parts))
+    assert cut == parts
+    assert cut[0] is parts[0]
+    assert cut[1] is parts[1]
+
+
+@given(BLOCKS)
+def test_the_digest_over_parts_is_what_the_formats_say(sizes: Sequence[int]) -> None:
+    """However the bytes come: in blocks of any size, or in parts that were hashed before."""
+    with small_parts():
+        blocks = blocks_of(sizes)
+        data = b"".join(blocks)
+        expected = sha256(b"".join(sha256(part).digest() for part in parts_of(data))).hexdigest()
+        by_blocks, by_parts = digests.Digester({"sha256-8m", "sha256", "md5"}), digests.Digester({"sha256-8m", "sha256", "md5"})
+        for block in blocks:
+            by_blocks.update(block)
+        for part in parts_of(data):
+            by_parts.add_part(Part.of(part))
+        assert by_blocks.hexdigests() == by_parts.hexdigests()
+        assert by_blocks.hexdigests()["sha256-8m"] == expected
+        assert by_blocks.hexdigests()["sha256"] == sha256(data).hexdigest()
+
+
+@given(st.lists(st.integers(0, 300), max_size=8), st.integers(1, 100))
+def test_a_hash_over_blocks_can_be_looked_at_in_between(sizes: Sequence[int], block: int) -> None:
+    hasher, so_far = digests.BlockHash(block), b""
+    for data in blocks_of(sizes):
+        hasher.update(data)
+        so_far += data
+        pieces = [so_far[start : start + block] for start in range(0, len(so_far), block)]
+        assert hasher.hexdigest() == sha256(b"".join(sha256(piece).digest() for piece in pieces)).hexdigest()
+
+
+@given(BLOCKS)
+def test_the_last_part_waits_for_the_digest(sizes: Sequence[int]) -> None:
+    """A store that has not got it keeps nothing."""
+    with small_parts():
+        blocks = blocks_of(sizes)
+        data = b"".join(blocks)
+        right, wrong = {"sha256": sha256(data).hexdigest()}, {"sha256": "0" * 64}
+        found = list(digests.checked_parts(blocks, digests.Digester(right), right))
+        assert [part for part, _ in found] == (parts_of(data) or [b""])
+        assert [last for _, last in found] == [False] * (len(found) - 1) + [True]
+        got: list[bytes] = []
+        with pytest.raises(IntegrityError):
+            for part, _ in digests.checked_parts(blocks, digests.Digester(wrong), wrong):
+                got.append(part)
+        assert got == parts_of(data)[:-1]
