@@ -1,4 +1,4 @@
-"""Write docs/reference from the program itself: commands, errors, settings.
+"""Write docs/reference from the program itself: commands, what they print as JSON, errors, settings.
 
     python docs/generate.py [--check]
 
@@ -8,8 +8,13 @@ With --check nothing is written; the exit code is 1 if a page is not what it wou
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
+import enum
 import inspect
 import sys
+import types
+import typing
 from pathlib import Path
 
 import click
@@ -18,7 +23,11 @@ from pydantic_core import PydanticUndefined
 from secure_media_processor import errors
 from secure_media_processor.cli import demo as demo_command
 from secure_media_processor.cli import main as command_line
+from secure_media_processor.cli import schemas
 from secure_media_processor.core.config import Settings
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by `make docs` from the program. Changes belong there. -->\n"
@@ -57,6 +66,69 @@ def commands() -> str:
                     add(found, child, context)
 
     add(command_line.main, "smp", None)
+    return "\n".join(page)
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """Return what stands below each field of a dataclass, with those that it has from others."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            (tree,) = ast.parse(inspect.getsource(base)).body
+            statements = tree.body if isinstance(tree, ast.ClassDef) else []
+            for field, below in zip(statements, [*statements[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    text = below.value if isinstance(below, ast.Expr) else None
+                    found[field.target.id] = " ".join(str(text.value).split()) if isinstance(text, ast.Constant) else ""
+    return found
+
+
+def described(kind: object) -> str:
+    """Return a type in words, without what is inside objects."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return f"list of {described(inner[0])}s"
+    if origin is dict:
+        return f"object: {described(inner[0])} → {described(inner[1])}"
+    if origin is types.UnionType:
+        return " or ".join(described(one) for one in inner)
+    if origin is typing.Literal:
+        return " or ".join(f"`{one}`" for one in inner)
+    if inspect.isclass(kind) and issubclass(kind, enum.Enum):
+        return " or ".join(f"`{one}`" for one in kind)
+    if dataclasses.is_dataclass(kind):
+        return "object"
+    names = {str: "text", int: "integer", float: "number", bool: "boolean", types.NoneType: "null"}
+    return names[typing.cast("type", kind)]
+
+
+def fields_of(kind: type, path: str = "") -> Iterator[str]:
+    """Yield the fields of a dataclass as rows of a table, each followed by those of the objects in it."""
+    hints, texts = typing.get_type_hints(kind), meanings(kind)
+    for field in dataclasses.fields(kind):
+        hint, name = hints[field.name], f"{path}{field.name}"
+        yield f"| `{name}` | {described(hint)} | {texts[field.name]} |"
+        while typing.get_origin(hint) in (list, dict):
+            name += "[]" if typing.get_origin(hint) is list else ".*"
+            hint = typing.get_args(hint)[-1]
+        if dataclasses.is_dataclass(hint) and inspect.isclass(hint):
+            yield from fields_of(hint, f"{name}.")
+
+
+def json_page() -> str:
+    """Return the page of what commands print with --json."""
+    page = [NOTE, "# JSON\n"]
+    page.append(
+        "With `--json` a command prints one JSON object on standard output. `schema` is the name of its form, with a version: "
+        "fields may be added to a version, and what is there keeps its name and meaning. All fields are always there; one that "
+        "does not apply is null. `files[].name` is the field `name` of each object in the list `files`, and `settings.*.value` "
+        "that of each object in the object `settings`. Texts for people may change. A command that fails prints the object "
+        "`smp.error/1` on standard error ([errors](errors.md)), and may have printed what it did before.\n"
+    )
+    for kind in schemas.every_result():
+        summary = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
+        page.append(f"## {kind.schema}\n\n{summary}\n\n| field | type | what it is |\n|---|---|---|")
+        page += [*fields_of(kind), ""]
     return "\n".join(page)
 
 
@@ -111,7 +183,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    for name, text in {"commands.md": commands(), "errors.md": error_page(), "settings.md": settings_page()}.items():
+    pages = {"commands.md": commands(), "json.md": json_page(), "errors.md": error_page(), "settings.md": settings_page()}
+    for name, text in pages.items():
         path = REFERENCE / name
         if not path.exists() or path.read_text() != text:
             stale.append(name)

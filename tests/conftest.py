@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import settings
+from pydantic import TypeAdapter
 
 from secure_media_processor.cli.main import main
+from secure_media_processor.cli.schemas import Result, every_result
 from secure_media_processor.core.config import set_flags
 from secure_media_processor.core.keys import SymmetricKey
 
 NO_SKIP = "SMP_TEST_NO_SKIP"
+SCHEMAS = {kind.schema: kind for kind in every_result()}
 # A busy machine must not turn a slow example into a failure: no test here is about time.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -78,6 +82,8 @@ def smp() -> Callable[..., Ran]:
     def run(*args: str | Path, stdin: bytes = b"") -> Ran:
         set_flags({})
         result = runner.invoke(main, [str(arg) for arg in args], input=stdin, prog_name="smp")
+        if "--json" in args and result.stdout_bytes:
+            refuse_what_is_not_documented(result.stdout_bytes)
         return Ran(result.exit_code, result.stdout_bytes, result.stderr)
 
     return run
@@ -106,6 +112,15 @@ def key_file(tmp_path: Path, key: SymmetricKey) -> Path:
     folder.mkdir()
     key.save(folder / "test.key")
     return folder / "test.key"
+
+
+def refuse_what_is_not_documented(printed: bytes) -> None:
+    """Raise unless this is JSON as the class of its schema says, without a field more or less."""
+    fields = json.loads(printed)
+    schema = SCHEMAS[fields.pop("schema")]
+    text = json.dumps(fields, ensure_ascii=False).encode("utf-8", "replace")  # pydantic takes no names that are no Unicode
+    result: Result = TypeAdapter(schema).validate_json(text, strict=True)
+    assert json.loads(json.dumps(asdict(result))) == json.loads(text)
 
 
 def left_in(folder: Path) -> set[str]:

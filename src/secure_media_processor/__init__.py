@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from secure_media_processor.cloud.archive import Archive
+    from secure_media_processor.cloud.connectors.azure import AzureBlobConnector
+    from secure_media_processor.cloud.connectors.azure_access import AzureAccess
     from secure_media_processor.cloud.connectors.base import CloudConnector
     from secure_media_processor.cloud.connectors.dropbox import DropboxAccess, DropboxConnector
     from secure_media_processor.cloud.connectors.google_drive import GoogleDriveConnector
     from secure_media_processor.cloud.connectors.local import LocalConnector
-    from secure_media_processor.cloud.connectors.s3 import S3Connector
+    from secure_media_processor.cloud.connectors.s3 import S3Access, S3Connector
+    from secure_media_processor.cloud.connectors.sftp import SFTPConnector
     from secure_media_processor.cloud.legacy import CloudStorageManager
     from secure_media_processor.cloud.manager import ConnectorManager
     from secure_media_processor.core.audit import AuditLog
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "Archive": "cloud.archive",
     "AuditLog": "core.audit",
+    "AzureAccess": "cloud.connectors.azure_access",
+    "AzureBlobConnector": "cloud.connectors.azure",
     "CloudConnector": "cloud.connectors.base",
     "CloudStorageManager": "cloud.legacy",
     "ConnectorManager": "cloud.manager",
@@ -51,7 +56,9 @@ _HOME_OF = {
     "Keystore": "core.keystore",
     "LocalConnector": "cloud.connectors.local",
     "RateLimiter": "core.rate_limiter",
+    "S3Access": "cloud.connectors.s3",
     "S3Connector": "cloud.connectors.s3",
+    "SFTPConnector": "cloud.connectors.sftp",
     "SmpError": "errors",
     "SymmetricKey": "core.keys",
     "decrypt_file": "core.encryption",
@@ -67,6 +74,8 @@ __version__ = "3.0.0.dev0"
 __all__ = [
     "Archive",
     "AuditLog",
+    "AzureAccess",
+    "AzureBlobConnector",
     "CloudConnector",
     "CloudStorageManager",
     "ConnectorManager",
@@ -77,7 +86,9 @@ __all__ = [
     "Keystore",
     "LocalConnector",
     "RateLimiter",
+    "S3Access",
     "S3Connector",
+    "SFTPConnector",
     "SmpError",
     "SymmetricKey",
     "__version__",

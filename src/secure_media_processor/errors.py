@@ -4,6 +4,7 @@
 
     SmpError                     SMP-ERROR             exit 1
     ├── FileAccessError          SMP-FILE-ACCESS            1
+    ├── ImageError               SMP-IMAGE                  1
     ├── SourceChangedError       SMP-SOURCE-CHANGED         1
     ├── UsageError               SMP-USAGE                  2
     │   ├── SameFileError        SMP-SAME-FILE              2
@@ -68,6 +69,12 @@ class FileAccessError(SmpError):
     """A file or folder cannot be read or written: no permission, a read-only disk, a folder where a file belongs."""
 
     code = "SMP-FILE-ACCESS"
+
+
+class ImageError(SmpError):
+    """An image is damaged, of a kind that is not supported, or not what the command needs; what is wrong with it is named."""
+
+    code = "SMP-IMAGE"
 
 
 class SourceChangedError(SmpError):

@@ -19,8 +19,11 @@ import pytest
 
 from conftest import Ran, left_in
 from secure_media_processor.cli import archive, cloud
+from secure_media_processor.cloud.connectors.local import LocalConnector
 from secure_media_processor.cloud.manager import ConnectorManager
+from secure_media_processor.cloud.uploading import UploadRun
 from secure_media_processor.cloud.wrappers import Patience
+from secure_media_processor.errors import NoSpaceError
 from servers import seaweedfs
 
 STORES = ("a", "b", "c")
@@ -320,6 +323,11 @@ def test_links_and_pipes_in_a_folder_are_passed_over_by_name(box: Path, run: Cal
         ],
     )
     assert names_in(run) == ["study/1.dcm", "study/sub/2.dcm"]
+    assert json.loads(run("upload", "study", "--dry-run", "--json").out)["passed_over"] == [
+        {"path": "study/link", "reason": "it is a symbolic link"},
+        {"path": "study/pipe", "reason": "it is a pipe or a device"},
+        {"path": "study/folder", "reason": "it is a symbolic link"},
+    ]
     # What is named is meant.
     assert run("upload", "study/link", "study/folder").code == 0
     assert set(names_in(run)) > {"link", "folder/2.dcm"}
@@ -348,7 +356,7 @@ def test_names_that_some_store_refuses(box: Path, run: Callable[..., Ran], name:
     assert ran.code == 3
     assert actions(ran) == {"odd/good": "stored", f"odd/{name}": "failed"}
     assert len(ran.err.splitlines()) == 2
-    assert run("upload", "odd", "--dry-run").text.count("\n") == 1
+    assert (run("upload", "odd", "--dry-run").code, run("upload", "odd", "--dry-run").text) == (3, "")
     assert run("upload", f"odd/{name}", "--remote-key", "fine").code == 0
     assert names_in(run) == ["fine", "odd/good"]
 
@@ -381,7 +389,7 @@ def test_leading_dashes_and_control_characters(box: Path, run: Callable[..., Ran
     assert len(shown.splitlines()) == 4
     assert "\\u2028" in shown
     assert "\\x9b" in shown
-    assert len(run("rm", "line\u2028separator", "--dry-run").text.splitlines()) == 1
+    assert len(run("rm", "line\u2028separator", "--dry-run").text.splitlines()) == 2
     assert run("rm", "--", "-dash").code == 0
 
 
@@ -417,11 +425,16 @@ def test_a_dry_run_changes_nothing(box: Path, run: Callable[..., Ran]) -> None:
     Path("study/1.dcm").unlink()
     before = left_in(Path("stores"))
     ran = run("upload", "study", "--dry-run")
-    assert (ran.code, ran.text, ran.err) == (0, "stored     study/3.dcm\n", "")
+    plan = "TO DO  SIZE  NAME\nstore   5 B  study/3.dcm\n"
+    assert (ran.code, ran.text, ran.err) == (0, plan, "smp: dry run: 1 to store, 1 unchanged; 5 B\n")
     ran = run("sync", "study", "--delete", "--dry-run")
-    assert (ran.code, ran.text, ran.err) == (0, "stored     study/3.dcm\nremoved    study/1.dcm\n", "")
+    assert [line.split() for line in ran.text.splitlines()[1:]] == [
+        ["store", "5", "B", "study/3.dcm"],
+        ["remove", "3", "B", "study/1.dcm"],
+    ]
+    assert (ran.code, ran.err) == (0, "smp: dry run: 1 to store, 1 unchanged, 1 to remove; 5 B\n")
     ran = run("rm", "-r", "study", "--dry-run")
-    assert (ran.code, ran.text) == (0, "removed    study/1.dcm\nremoved    study/sub/2.dcm\n")
+    assert (ran.code, [line.split()[-1] for line in ran.text.splitlines()[1:]]) == (0, ["study/1.dcm", "study/sub/2.dcm"])
     assert actions(run("sync", "study", "--delete", "--dry-run", "--json")) == {
         "study/3.dcm": "stored", "study/sub/2.dcm": "unchanged", "study/1.dcm": "removed",
     }  # fmt: skip
@@ -572,12 +585,59 @@ def test_no_link_below_it_is_followed(box: Path, run: Callable[..., Ran]) -> Non
     assert Path("out/1.dcm").read_text() == "one"
 
 
-def test_a_file_and_a_folder_of_one_name_both_come_back(box: Path, run: Callable[..., Ran]) -> None:
-    run("upload", "study")
-    if run("upload", "study/1.dcm", "--remote-key", "study").code == 2:  # refusing that is as good
-        return
+def test_a_file_and_a_folder_of_one_name_both_come_back(
+    box: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines may store them at the same time; one alone may not."""
+    with monkeypatch.context() as patched:
+        patched.setattr(UploadRun, "_refuse_file_and_folder", lambda _run, _name: None)
+        run("upload", "study")
+        write("both", "a file")
+        assert run("upload", "both", "--remote-key", "study").code == 0
     assert run("download", "study", "-o", "out").code == 0
     assert left_in(Path("out")) == {"1.dcm", "sub/2.dcm", "study"}
+    shutil.rmtree("study")
+    for command in (["study"], ["--all", "-o", "all/"]):
+        ran = run("download", *command)
+        assert (ran.code, "other files go into a folder of this name" in ran.err) == (3, True)
+    assert left_in(Path("study")) == left_in(Path("all/study")) == {"1.dcm", "sub/2.dcm"}
+    assert run("cloud", "verify", "--deep").code == 0
+    assert run("rm", "study").err == "smp: 1 removed; 6 B\n"
+    assert names_in(run) == ["study/1.dcm", "study/sub/2.dcm"]
+    assert run("rm", "study").code == 2
+
+
+def test_no_name_is_both_of_a_file_and_of_a_folder(box: Path, run: Callable[..., Ran]) -> None:
+    run("upload", "study")
+    ran = run("upload", "study/1.dcm", "--remote-key", "study")
+    assert (ran.code, "study cannot be stored: the archive has a folder of this name" in ran.err) == (2, True)
+    assert "hint: store it under another name, or remove that folder with `smp rm -r study`" in ran.err
+    write("new/1.dcm/x", "x")
+    write("new/2.dcm", "2")
+    ran = run("upload", "new", "--remote-key", "study", "--json")
+    assert (ran.code, actions(ran)) == (3, {"study/1.dcm/x": "failed", "study/2.dcm": "stored"})
+    ran = run("upload", "new/1.dcm/x", "--remote-key", "study/1.dcm/x", "--dry-run")
+    assert (ran.code, "study/1.dcm is a file in the archive, and no folder" in ran.err) == (2, True)
+    write("two/a", "a")
+    write("three/two/a/b", "b")
+    ran = run("upload", "two", "three/two")
+    assert (ran.code, "two/a/b cannot be stored: two/a is a file" in ran.err) == (3, True)
+
+
+def test_a_file_that_became_a_folder_is_synced(box: Path, run: Callable[..., Ran]) -> None:
+    run("sync", "study")
+    Path("study/1.dcm").unlink()
+    write("study/1.dcm/inner", "inner")
+    ran = run("sync", "study")
+    assert (ran.code, "study/1.dcm is a file" in ran.err) == (3, True)
+    ran = run("sync", "study", "--delete", "--dry-run", "--json")
+    assert actions(ran) == {"study/1.dcm/inner": "stored", "study/sub/2.dcm": "unchanged", "study/1.dcm": "removed"}
+    assert run("sync", "study", "--delete").code == 0
+    assert names_in(run) == ["study/1.dcm/inner", "study/sub/2.dcm"]
+    shutil.rmtree("study/1.dcm")
+    write("study/1.dcm", "a file again")
+    assert run("sync", "study", "--delete").code == 0
+    assert names_in(run) == ["study/1.dcm", "study/sub/2.dcm"]
 
 
 def interrupted(args: Sequence[str], folder: Path, pattern: str) -> tuple[int, str]:
@@ -741,6 +801,29 @@ def test_one_store_of_three_is_away(box: Path, run: Callable[..., Ran]) -> None:
     assert objects_in("a") == objects_in("b") == objects_in("c")
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_what_must_be_in_a_store_that_is_away_is_not_there(box: Path, run: Callable[..., Ran], dry: list[str]) -> None:
+    """Also if it was there before: a success says that so many stores have it, and nobody can say that now."""
+    run("upload", "study")
+    away("c")
+    write("copy", "one")
+    for args in (["--require", "all"], ["--to", "c"], ["--to", "b", "--to", "c", "--require", "2"]):
+        for command in (["upload", "study"], ["sync", "study"], ["upload", "copy"]):
+            ran = run(*command, *args, *dry)
+            if dry:
+                assert ran.code == 0
+                assert "to store" in ran.err
+            else:
+                assert (ran.code, "c: there is no store in " in ran.err, "[SMP-QUORUM]" in ran.err) == (11, True, True)
+    assert run("upload", "study").code == 9
+    assert run("upload", "study", "--to", "a").code == 9
+    away("b")
+    assert run("upload", "study").code == 11
+    back("b", "c")
+    assert names_in(run) == ["study/1.dcm", "study/sub/2.dcm"]
+    assert run("upload", "study", "--require", "all").err == "smp: 2 unchanged\n"
+
+
 def test_two_stores_of_three_are_away(box: Path, run: Callable[..., Ran]) -> None:
     run("upload", "study")
     away("b", "c")
@@ -783,6 +866,39 @@ def test_a_store_that_may_not_be_read_is_one_store_less(box: Path, run: Callable
         assert as_mere_user("cloud", "status").code == 3
     finally:
         folder.chmod(0o700)
+
+
+@needs_permissions
+@pytest.mark.parametrize("state", ["read-only", "cannot be made", "seen before"])
+def test_without_a_place_to_remember_reading_goes_on_and_warns(box: Path, run: Callable[..., Ran], state: str) -> None:
+    folder = Path("state")
+    setting = ("-c", f"cloud_state={'file/state' if state == 'cannot be made' else folder}")
+    write("file", "")
+    assert run("upload", "study").code == 0
+    if state == "seen before":
+        run(*setting, "ls")
+        write("study/3.dcm", "three")
+        assert run("upload", "study").code == 0
+    folder.mkdir(exist_ok=True)
+    closed = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in closed:
+        path.chmod(0o500)
+    before = {store: left_in(Path("stores", store)) for store in STORES}
+    for command in (["ls"], ["download", "study", "-o", "out"], ["cloud", "verify"], ["cloud", "verify", "--deep"]):
+        ran = as_mere_user(*setting, *command)
+        assert ran.code == 0, ran.err
+        assert "warning: a store that is set back to an older state would go unnoticed: cannot " in ran.err
+    assert as_mere_user(*setting, "cloud", "status").err == ""
+    assert left_in(Path("out")) == {path.removeprefix("study/") for path in names_in(run)}
+    assert as_mere_user(*setting, "upload", "study", "--dry-run").code == 0
+    write("new/file", "new")
+    for command in (["upload", "new"], ["upload", "study"], ["sync", "new"], ["rm", "-r", "study"], ["cloud", "repair"]):
+        ran = as_mere_user(*setting, *command)
+        assert (ran.code, ran.out) == (1, b""), ran.err
+        assert "without it nothing is changed in the stores" in ran.err
+    assert {store: left_in(Path("stores", store)) for store in STORES} == before
+    for path in closed:
+        path.chmod(0o700)
 
 
 # ------------------------------------------------------------------------------------------------------------------ keys
@@ -850,11 +966,56 @@ def test_damage_is_named_and_mended(box: Path, run: Callable[..., Ran]) -> None:
         ("b", "missing", ["study/1.dcm", "study/sub/2.dcm"]),
     ]
     assert run("download", "study", "-o", "out").code == 0
-    assert run("cloud", "repair").err == "smp: 2 objects are intact in every store\n"
+    ran = run("cloud", "repair")
+    assert ran.err.splitlines() == [
+        "smp: a has 1 object again that it lacked or had damaged",
+        "smp: b has 1 object again that it lacked or had damaged",
+        "smp: 2 objects are intact in every store",
+    ]
+    assert [" ".join(line.split()) for line in ran.text.splitlines()[1:]] == [
+        "a mended study/1.dcm and 1 more was damaged",
+        "b mended study/1.dcm and 1 more was missing",
+    ]
     with Path("stores/c", name).open("r+b") as file:
         file.write(b"other bytes")
     assert run("cloud", "verify", "--deep").code == 9
     assert run("cloud", "repair").code == 0
+
+
+def test_repair_tells_what_it_did_and_what_it_could_not_do(
+    box: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("upload", "study")
+    (name,) = objects_in("a")
+    away("b")
+    write("more", "more")
+    run("upload", "more")
+    run("rm", "-r", "study")
+    back("b")
+    (new,) = objects_in("a")
+    real = LocalConnector.put
+
+    def full(store: LocalConnector, key: str, *args: object, **options: object) -> object:
+        if store._folder.name == "b" and not key.startswith("index/"):
+            raise NoSpaceError("the disk is full")
+        return real(store, key, *args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalConnector, "put", full)
+        ran = run("cloud", "repair", "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 9
+    assert found["removed"] == {"b": [name]}
+    assert {copy["store"] for copy in found["mended"]} == {"b"}
+    assert {(copy["was"], *copy["files"]) for copy in found["mended"]} == {("missing",)}
+    assert all(copy["object"].startswith("index/") for copy in found["mended"])
+    assert [(copy["object"], copy["store"], copy["state"]) for copy in found["copies"]] == [(new, "b", "missing")]
+    assert found["copies"][0]["reason"] == "it cannot be copied there: the disk is full"
+    ran = run("cloud", "repair", "--json")
+    found = json.loads(ran.out)
+    assert (ran.code, found["copies"], found["removed"]) == (0, [], {})
+    assert found["mended"] == [{"object": new, "files": ["more"], "store": "b", "was": "missing"}]
+    assert json.loads(run("cloud", "repair", "--json").out)["mended"] == []
 
 
 def test_a_file_that_is_lost_can_be_uploaded_again(box: Path, run: Callable[..., Ran]) -> None:

@@ -81,6 +81,27 @@ def test_what_cannot_be_added(work: Path, home: Path, smp: Callable[..., Ran]) -
 
 def test_kinds_tell_their_options(smp: Callable[..., Ran]) -> None:
     kinds = json.loads(smp("cloud", "kinds", "--json").out)["kinds"]
-    assert set(kinds) == {"dropbox", "gdrive", "local", "s3"}
+    assert set(kinds) == {"azure", "dropbox", "gdrive", "local", "s3", "sftp"}
     assert {"option": "bucket", "required": True, "meaning": "its name"} in kinds["s3"]
     assert "bucket" in smp("cloud", "kinds").text
+
+
+def test_what_nothing_refers_to_is_pruned(work: Path, smp: Callable[..., Ran]) -> None:
+    smp("key", "generate")
+    for name in ("one", "two"):
+        smp("cloud", "add", name, "local", f"folder={name}")
+    stray = "0123456789abcdef" * 2
+    LocalConnector(work / "one").put(stray, [b"left behind"])
+    ran = smp("cloud", "prune")
+    assert (ran.code, stray in ran.text) == (0, True)
+    assert "0 objects removed, 1 kept" in ran.err
+    ran = smp("cloud", "prune", "--grace", "0", "--dry-run", "--json")
+    (found,) = json.loads(ran.out)["removed"]
+    assert (found["object"], found["size"], found["stores"]) == (stray, 11, ["one"])
+    assert (work / "one" / stray).exists()
+    assert smp("cloud", "prune", "--grace", "-1").code == 2
+    assert smp("cloud", "prune", "--grace", "0").code == 0
+    assert not (work / "one" / stray).exists()
+    shutil.rmtree(work / "two")
+    ran = smp("cloud", "prune", "--grace", "0")
+    assert (ran.code, "two does not answer" in ran.err) == (9, True)

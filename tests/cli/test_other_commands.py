@@ -97,6 +97,7 @@ def test_an_audit_log_that_cannot_be_written(work: Path, home: Path, smp: Callab
     (work / "file").write_bytes(b"")
     ran = smp("-c", "audit_log=file/audit.jsonl", "encrypt", "in")
     assert ran.code == 1
+    assert "go on without a record, with `smp -c audit_on_failure=warn`" in ran.err
     assert left_in(work) == {"in", "file"}
     ran = smp("-c", "audit_log=file/audit.jsonl", "-c", "audit_on_failure=warn", "encrypt", "in")
     assert ran.code == 0

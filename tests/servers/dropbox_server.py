@@ -36,6 +36,7 @@ _SCOPES = {
     "files/upload_session/append_v2": "files.content.write",
     "files/upload_session/finish": "files.content.write",
     "files/delete_v2": "files.content.write",
+    "files/restore": "files.content.write",
     "files/download": "files.content.read",
     "files/get_metadata": "files.metadata.read",
     "files/list_folder": "files.metadata.read",
@@ -183,6 +184,7 @@ class Account:
         self.faults = Faults()
         self._sessions: dict[str, bytearray] = {}
         self._committed: set[str] = set()
+        self._revisions: dict[str, _File] = {}
         self._cursors: dict[str, list[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
 
@@ -266,7 +268,7 @@ class Account:
         shown = self.folders.get(ancestors[-1].lower(), "") if ancestors else ""
         stored = b"\xff" + data[1:] if self.faults.damage_upload else data
         file = _File(f"{shown}/{path.rpartition('/')[2]}", stored, f"{next(self._numbers):012x}")
-        self.files[path.lower()] = file
+        self.files[path.lower()] = self._revisions[file.rev] = file
         return _untagged(file)
 
     def delete(self, arg: dict[str, Any], _body: bytes) -> dict[str, Any]:
@@ -282,6 +284,14 @@ class Account:
                 self.files.pop(known, None)
                 self.folders.pop(known, None)
         return {"metadata": metadata}
+
+    def restore(self, arg: dict[str, Any], _body: bytes) -> dict[str, Any]:
+        path = _well_formed(arg["path"]).lower()
+        file = self._revisions.get(arg["rev"])
+        if file is None or file.path.lower() != path:
+            raise _RouteError({".tag": "invalid_revision"})
+        self.files[path] = _File(file.path, file.data, f"{next(self._numbers):012x}")
+        return _untagged(self.files[path])
 
     # Reading
 
@@ -376,6 +386,7 @@ class DropboxServer(Account):
             "files/list_folder": self.list_folder,
             "files/list_folder/continue": self.list_continue,
             "files/delete_v2": self.delete,
+            "files/restore": self.restore,
         }
 
     @property

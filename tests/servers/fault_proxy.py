@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class FaultProxy:
     """Close new connections at once."""
     hang: bool = False
     """Take new connections, and never answer."""
+    trickle: bool = False
+    """Give clients a byte at a time, ten in a second."""
     record: bool = False
     """Keep what clients send, from their next connection on."""
     sent: list[bytearray] = field(default_factory=list)
@@ -69,6 +72,10 @@ class FaultProxy:
                         sink.sendall(data[: max(0, self.after - passed)])
                         raise ConnectionResetError
                 passed += len(data)
+                while self.trickle and direction == "down" and data:
+                    sink.sendall(data[:1])
+                    del data[:1]
+                    time.sleep(0.1)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:  # whoever waits for an answer is not left waiting

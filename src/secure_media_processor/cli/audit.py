@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from secure_media_processor.cli.options import FILE, output_options
+from secure_media_processor.cli.schemas import AuditRecord, AuditShown, AuditVerified
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.core.audit import AuditLog, Head
 from secure_media_processor.core.config import get_settings
@@ -42,8 +43,7 @@ def show(container: Path | None, last: int | None) -> None:
         records = [record for record in records if record.object == wanted]
     records = records[-last:] if last else records
     text = table(("seq", "time", "actor", "action", "object", "outcome"), [_row(record) for record in records])
-    fields = {"records": [asdict(record) for record in records]}
-    current().result("smp.audit.show/1", fields, text if records else "")
+    current().result(AuditShown([AuditRecord(**asdict(record)) for record in records]), text if records else "")
 
 
 @audit.command()
@@ -65,7 +65,7 @@ def verify(head: str | None) -> None:
         raise click.BadParameter(str(error), param_hint="--head") from None
     found = AuditLog(get_settings().audit_log).verify(expected)
     ui = current()
-    ui.result("smp.audit.verify/1", {"records": found.seq, "head": str(found)}, str(found))
+    ui.result(AuditVerified(found.seq, str(found)), str(found))
     ui.say(f"the audit log is intact: {found.seq} records")
 
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from secure_media_processor.cli.archive import target_in
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.chosen_keys import decryption_keys, encryption_key
+from secure_media_processor.cli.schemas import BucketDownloaded, BucketUploaded
+from secure_media_processor.cli.targets import target_in
 from secure_media_processor.cli.ui import current, human_size
 from secure_media_processor.cloud.manager import ConnectorManager
 from secure_media_processor.cloud.objects import StoredObject
@@ -52,8 +53,7 @@ def upload_to_bucket(path: Path, bucket: str, remote_key: str | None, key_file: 
             error.hint = "name another object with --remote-key, or pass --force to replace it"
             raise
     item = uploaded.status.object
-    fields = {"bucket": bucket, "key": name, "size": item.size, "digests": item.digests, "file_id": uploaded.file_id}
-    ui.result("smp.upload.bucket/1", fields, "")
+    ui.result(BucketUploaded(bucket, name, item.size, dict(item.digests), uploaded.file_id), "")
     ui.say(f"{path} -> s3://{bucket}/{name} ({human_size(uploaded.size)})")
 
 
@@ -70,7 +70,7 @@ def download_from_bucket(bucket: str, remote_key: str, output: str | None, key_f
             original = restore_container(
                 Replicas({bucket: store}, item), identities, target, token, overwrite=force, progress=progress
             )
-    ui.result("smp.download.bucket/1", {"output": str(target), "size": original.size, "sha256": original.sha256}, "")
+    ui.result(BucketDownloaded(str(target), original.size, original.sha256), "")
     ui.say(f"s3://{bucket}/{remote_key} -> {target} ({human_size(original.size)})")
 
 

@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from secure_media_processor.cli.archive import counted, open_archive, summed
+from secure_media_processor.cli import checking
 from secure_media_processor.cli.auditing import recorded
-from secure_media_processor.cli.options import key_option, output_options
-from secure_media_processor.cli.ui import Ui, current, one_line, table
-from secure_media_processor.cloud.index import PREFIX
-from secure_media_processor.cloud.objects import ObjectState, ReplicaState
-from secure_media_processor.cloud.stores import Store, StoreBook, check_options, find_kind, kinds
+from secure_media_processor.cli.options import FILE_OR_PIPE, PIPE, output_options, standard_input
+from secure_media_processor.cli.schemas import (
+    Answer,
+    CredentialsForgotten,
+    CredentialsKept,
+    KindList,
+    KindOption,
+    StoreAdded,
+    StoreEntry,
+    StoreList,
+    StoreRemoved,
+    StoreStatus,
+)
+from secure_media_processor.cli.ui import current, table
+from secure_media_processor.cloud.credentials import forget_in_keyring, keep_in_keyring, read_json, read_private_json
+from secure_media_processor.cloud.stores import Store, StoreBook, check_options, find_kind, kinds, with_absolute_paths
 from secure_media_processor.cloud.wrappers import Patience
 from secure_media_processor.core.config import get_settings
-from secure_media_processor.errors import (
-    DegradedError,
-    ObjectLostError,
-    PartialError,
-    SmpError,
-    TransientError,
-    WrongKeyError,
-)
+from secure_media_processor.errors import PartialError, SmpError, TransientError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from secure_media_processor.cloud.archive import Report
-    from secure_media_processor.cloud.objects import ObjectStatus
+    from pathlib import Path
 
 # Whoever looks at the screen does not wait five minutes to learn that a store is gone.
 _LOOK = Patience(deadline=10.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a store says when it is asked whether it is there."""
-
-    name: str
-    kind: str
-    answers: bool
-    seconds: float
-    reason: str = ""
+_NO_STORES = "there are no stores; `smp cloud add` names one"
 
 
 @click.group()
 def cloud() -> None:
     """Name your stores, check them and repair them."""
+
+
+cloud.add_command(checking.verify)
+cloud.add_command(checking.repair)
+cloud.add_command(checking.prune)
 
 
 @cloud.command()
@@ -63,8 +59,8 @@ def cloud() -> None:
 def add(name: str, kind: str, options: tuple[str, ...], *, no_check: bool) -> None:
     """Name a store and ask whether it is there.
 
-    KIND is local, s3, dropbox, gdrive, or what a plugin adds; `smp cloud kinds` shows the options of each. Secrets are never
-    options: they stay where they are, in a profile or a file.
+    KIND is local, s3, azure, dropbox, gdrive, sftp, or what a plugin adds; `smp cloud kinds` shows the options of each. Secrets
+    are never options: they stay where they are, in a profile, a file, or the keyring of your system (credentials=keyring).
 
     \b
     Examples:
@@ -74,8 +70,7 @@ def add(name: str, kind: str, options: tuple[str, ...], *, no_check: bool) -> No
     found = find_kind(kind)
     given = _pairs(options)
     check_options(kind, found, given)
-    absolute = {key: str(Path(value).expanduser().absolute()) for key, value in given.items() if key in found.paths}
-    store, book = Store(name, kind, given | absolute), StoreBook(get_settings().stores)
+    store, book = Store(name, kind, with_absolute_paths(found, given)), StoreBook(get_settings().stores)
     with recorded("cloud.add"):
         book.check_name(name)
         if found.prepare is not None:
@@ -84,7 +79,7 @@ def add(name: str, kind: str, options: tuple[str, ...], *, no_check: bool) -> No
             _probe(store)
         book.add(store)
     ui = current()
-    ui.result("smp.cloud.add/1", asdict(store), "")
+    ui.result(StoreAdded(store.name, store.kind, dict(store.options)), "")
     ui.say(f"added {name}" if no_check else f"added {name}; it answers")
 
 
@@ -103,11 +98,11 @@ def list_kinds() -> None:
         for name, kind in found.items()
         for option, meaning in kind.options.items()
     ]
-    fields = {
-        name: [{"option": o, "required": o in kind.required, "meaning": m} for o, m in kind.options.items()]
+    listed = {
+        name: [KindOption(option, option in kind.required, meaning) for option, meaning in kind.options.items()]
         for name, kind in found.items()
     }
-    current().result("smp.cloud.kinds/1", {"kinds": fields}, table(("kind", "option", "", "meaning"), rows))
+    current().result(KindList(listed), table(("kind", "option", "", "meaning"), rows))
 
 
 @cloud.command("list")
@@ -122,11 +117,10 @@ def list_stores() -> None:
     stores = StoreBook(get_settings().stores).stores()
     rows = [(s.name, s.kind, " ".join(f"{key}={value}" for key, value in s.options.items())) for s in stores]
     ui = current()
-    ui.result(
-        "smp.cloud.list/1", {"stores": [asdict(s) for s in stores]}, table(("store", "kind", "options"), rows) if rows else ""
-    )
+    entries = [StoreEntry(store.name, store.kind, dict(store.options)) for store in stores]
+    ui.result(StoreList(entries), table(("store", "kind", "options"), rows) if rows else "")
     if not rows:
-        ui.say("there are no stores; `smp cloud add` names one")
+        ui.say(_NO_STORES)
 
 
 @cloud.command()
@@ -142,8 +136,57 @@ def remove(name: str) -> None:
     with recorded("cloud.remove"):
         StoreBook(get_settings().stores).remove(name)
     ui = current()
-    ui.result("smp.cloud.remove/1", {"name": name}, "")
+    ui.result(StoreRemoved(name), "")
     ui.say(f"forgot {name}; what is in it stays there")
+
+
+@cloud.command("keep-credentials")
+@click.argument("name")
+@click.argument("file", type=FILE_OR_PIPE, default="-")
+@output_options
+def keep_credentials(name: str, file: Path) -> None:
+    """Put credentials into the keyring of your system.
+
+    FILE is a JSON file that only you can read; without it, or with -, standard input is read. What the keyring has under NAME
+    is replaced. A store takes from there what has its own name with credentials=keyring, and anything with
+    credentials=keyring:NAME.
+
+    \b
+    Example:
+      smp cloud keep-credentials box dropbox.json
+      smp cloud add box dropbox credentials=keyring
+    """
+    ui = current()
+    hint = "the pages on Dropbox, Google Drive and S3 in docs/how-to tell how to make one"
+    if file == PIPE:
+        if sys.stdin.isatty():
+            ui.say("paste the JSON object, then press Ctrl-D on a line of its own")
+        found = read_json(standard_input(), "standard input", hint=hint)
+    else:
+        found = read_private_json(file, hint=hint)
+    with recorded("cloud.keep-credentials"):
+        keep_in_keyring(name, found)
+    ui.result(CredentialsKept(name), "")
+    ui.say(f"the keyring has {name}" + ("" if file == PIPE else f"; {file} can be removed"))
+
+
+@cloud.command("forget-credentials")
+@click.argument("name")
+@output_options
+def forget_credentials(name: str) -> None:
+    """Remove credentials from the keyring of your system.
+
+    They stay valid: withdraw them where they were made if nobody is to use them any more.
+
+    \b
+    Example:
+      smp cloud forget-credentials box
+    """
+    with recorded("cloud.forget-credentials"):
+        forget_in_keyring(name)
+    ui = current()
+    ui.result(CredentialsForgotten(name), "")
+    ui.say(f"the keyring has {name} no more")
 
 
 @cloud.command()
@@ -160,141 +203,18 @@ def status(names: tuple[str, ...]) -> None:
     """
     book = StoreBook(get_settings().stores)
     stores = [book.find(name) for name in names] if names else book.stores()
-    answers = [_ask(store) for store in stores]
+    with ThreadPoolExecutor(max(1, len(stores))) as pool:  # those that are away are waited for together
+        answers = list(pool.map(_ask, stores))
     rows = [(a.name, a.kind, "yes" if a.answers else "no", f"{a.seconds:.2f}", a.reason) for a in answers]
     text = table(("store", "kind", "answers", "seconds", "reason"), rows) if rows else ""
-    current().result("smp.cloud.status/1", {"stores": [asdict(answer) for answer in answers]}, text)
+    ui = current()
+    ui.result(StoreStatus(answers), text)
+    if not answers:
+        ui.say(_NO_STORES)
     silent = [answer.name for answer in answers if not answer.answers]
     if silent:
         kind = TransientError if len(silent) == len(answers) else PartialError
         raise kind(f"{len(silent)} of {len(answers)} stores do not answer: {', '.join(silent)}")
-
-
-@cloud.command()
-@click.option("--deep", is_flag=True, help="Fetch and decrypt every copy.")
-@key_option
-@output_options
-def verify(key_file: Path | None, *, deep: bool) -> None:
-    """Check every copy of everything in your stores.
-
-    Each store is asked for its own digest of each object, which is compared with that of what was sent; nothing is fetched.
-    Exit code 0 if all is well, 9 if copies are damaged, missing or out of reach and others are intact, 6 if a file is lost or
-    the index of a store was set back.
-
-    \b
-    Example:
-      smp cloud verify
-    """
-    ui = current()
-    with recorded("cloud.verify"), open_archive(key_file) as archive:
-        with ui.progress("checking", None) as progress:
-            report = archive.verify(deep=deep, progress=summed(progress))
-        _judge(ui, "verify", report)
-
-
-@cloud.command()
-@click.option("--deep", is_flag=True, help="Fetch and decrypt every copy first: a store may not know that its copy is damaged.")
-@key_option
-@output_options
-def repair(key_file: Path | None, *, deep: bool) -> None:
-    """Copy what a store lacks from one that has it, and remove what was removed elsewhere.
-
-    What is copied is encrypted, and stays so. Exit codes are those of verify, afterwards.
-
-    \b
-    Example:
-      smp cloud repair
-    """
-    with recorded("cloud.repair"), open_archive(key_file) as archive:
-        _judge(current(), "repair", archive.repair(deep=deep))
-
-
-def _judge(ui: Ui, command: str, report: Report) -> None:
-    """Print what was found. Raises unless all is well."""
-    troubled = [status for status in report.objects if status.state is not ObjectState.FULL]
-    copies = [
-        {
-            "object": status.object.key,
-            "files": list(report.names.get(status.object.key, ())),
-            "store": name,
-            "state": str(replica.state),
-            "reason": replica.reason,
-        }
-        for status in troubled
-        for name, replica in status.replicas.items()
-        if replica.state is not ReplicaState.INTACT
-    ]
-    index = {"taken_back": report.taken_back, "unreadable": {s: sorted(ids) for s, ids in report.unreadable.items()}}
-    fields = {
-        "objects": len(report.objects),
-        "state": str(report.worst),
-        "copies": copies,
-        "index": index,
-        "unreachable": {name: str(error) for name, error in report.unreachable.items()},
-        "leftovers": report.leftovers,
-    }
-    # What a store has that does not answer is nothing but a guess: that it does not answer is said once, below.
-    shown = [copy for copy in copies if copy["store"] not in report.unreachable]
-    rows = [(copy["store"], copy["state"], _files_in(report, str(copy["object"])), copy["reason"]) for copy in shown]
-    ui.result(f"smp.cloud.{command}/1", fields, table(("store", "copy", "of", "reason"), rows) if rows else "")
-    for name, ids in report.taken_back.items():
-        ui.warn(f"{name} has lost {_records(len(ids))} that it had: it was set back, or somebody removed them")
-    for name, bad in report.unreadable.items():
-        foreign = sum(isinstance(error, WrongKeyError) for error in bad.values())
-        if foreign:
-            ui.warn(f"{name} holds {_records(foreign)} for other keys than those at hand: what they tell of is not shown")
-        if foreign < len(bad):
-            ui.warn(f"{name} holds {_records(len(bad) - foreign)} that cannot be read: damaged, or put there by somebody else")
-    for name, error in report.unreachable.items():
-        ui.warn(f"{name} does not answer: {error}")
-    for name, keys in report.leftovers.items():
-        ui.detail(f"{name} holds {counted(len(keys), 'object')} that nothing refers to")
-    every = counted(len(report.objects), "object")
-    lost = [status for status in troubled if status.state is ObjectState.LOST and not _may_return(status)]
-    if lost:
-        hint = "remove what cannot be had any more with `smp rm`, then upload the originals again"
-        raise ObjectLostError(f"{len(lost)} of {every} cannot be had any more", hint=hint)
-    if report.taken_back:
-        raise ObjectLostError("the index of a store was set back", hint="`smp cloud repair` gives it back what it lacks")
-    if troubled or report.unreachable or report.unreadable:
-        raise _degraded(command, report, copies, every)
-    verb = "is" if len(report.objects) == 1 else "are"
-    ui.say(f"{every} {verb} intact in every store" if report.objects else "there is nothing in your stores")
-
-
-def _degraded(command: str, report: Report, copies: Sequence[Mapping[str, object]], every: str) -> DegradedError:
-    """Return the error that says what is not as it should be, and what helps against that."""
-    pending = {copy["object"] for copy in copies if copy["store"] not in report.unreachable}
-    if pending:
-        helps = "run `smp cloud repair`" if command == "verify" else "see the reasons above, then run `smp cloud repair` again"
-        verb = "is" if len(pending) == 1 else "are"
-        return DegradedError(f"{len(pending)} of {every} {verb} not intact in every store", hint=helps)
-    if report.unreachable:
-        names = ", ".join(report.unreachable)
-        return DegradedError(f"not all stores answer: {names}", hint="run `smp cloud repair` when they are back")
-    errors = {record: error for bad in report.unreadable.values() for record, error in bad.items()}
-    foreign = sum(isinstance(error, WrongKeyError) for error in errors.values())
-    if foreign:
-        hint = "`smp key list` shows the keys at hand, and `smp key import FILE` brings another"
-        verb = "is" if foreign == 1 else "are"
-        return DegradedError(f"{_records(foreign)} {verb} for other keys than those at hand", hint=hint)
-    helps = "run `smp cloud repair`" if command == "verify" else "no store has them intact"
-    return DegradedError(f"{_records(len(errors))} cannot be read", hint=helps)
-
-
-def _records(number: int) -> str:
-    return f"{counted(number, 'record')} of the index"
-
-
-def _may_return(status: ObjectStatus) -> bool:
-    return any(replica.state is ReplicaState.UNREACHABLE for replica in status.replicas.values())
-
-
-def _files_in(report: Report, key: str) -> str:
-    names = report.names.get(key, ())
-    if not names:
-        return "the index" if key.startswith(PREFIX) else "no file any more"
-    return one_line(names[0]) if len(names) == 1 else f"{one_line(names[0])} and {len(names) - 1} more"
 
 
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from secure_media_processor.cli.options import output_options
+from secure_media_processor.cli.schemas import ConfigShown, ConfigTrusted, Setting
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.core.config import get_loaded, project_file
 from secure_media_processor.core.config import trust as trust_file
@@ -30,7 +31,7 @@ def trust() -> None:
     path = project_file()
     trust_file(path)
     ui = current()
-    ui.result("smp.config.trust/1", {"file": str(path)}, "")
+    ui.result(ConfigTrusted(str(path)), "")
     ui.say(f"{path} is trusted until it changes")
 
 
@@ -45,5 +46,5 @@ def show() -> None:
     loaded = get_loaded()
     values = loaded.settings.model_dump(mode="json")
     rows = [(name, "" if value is None else value, loaded.origins[name]) for name, value in values.items()]
-    settings = {name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()}
-    current().result("smp.config.show/1", {"settings": settings}, table(("setting", "value", "origin"), rows))
+    settings = {name: Setting(value, loaded.origins[name]) for name, value in values.items()}
+    current().result(ConfigShown(settings), table(("setting", "value", "origin"), rows))

@@ -7,13 +7,14 @@ import sys
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.chosen_keys import decryption_keys, encryption_key
-from secure_media_processor.cli.options import FILE_OR_PIPE, PIPE, force_option, key_option, output_options
+from secure_media_processor.cli.options import FILE_OR_PIPE, PIPE, force_option, key_option, output_options, standard_input
+from secure_media_processor.cli.schemas import Decrypted, Encrypted, OriginalFile, Verified
 from secure_media_processor.cli.ui import Ui, current, human_size
 from secure_media_processor.core.encryption import (
     SUFFIX,
@@ -75,7 +76,7 @@ def encrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
                 container = encrypt_file(source, destination, [key], overwrite=force, progress=progress)
         operation.object = bytes.fromhex(container.file_id)
     ui.detail(f"encrypted for key {key.id}")
-    _report(ui, "encrypt", source, destination, container)
+    _report(ui, Encrypted, source, destination, container)
 
 
 @click.command()
@@ -111,7 +112,7 @@ def decrypt(source: Path, target: Path | None, output: Path | None, key_file: Pa
             else:
                 container = decrypt_file(source, destination, keys, overwrite=force, progress=progress)
         operation.object = bytes.fromhex(container.file_id)
-    _report(ui, "decrypt", source, destination, container)
+    _report(ui, Decrypted, source, destination, container)
 
 
 @click.command()
@@ -133,13 +134,13 @@ def verify(source: Path, key_file: Path | None) -> None:
         keys = decryption_keys(key_file)
         with ui.progress("verifying", _size(source)) as progress:
             if source == PIPE:
-                container = decrypt_stream(_standard_input(), None, keys, progress=progress)
+                container = decrypt_stream(standard_input(), None, keys, progress=progress)
             else:
                 container = verify_file(source, keys, progress=progress)
         operation.object = bytes.fromhex(container.file_id)
     size = human_size(container.original.size)
     text = f"{_called(source)}: intact, {size}, SHA-256 of the original {container.original.sha256}"
-    ui.result("smp.verify/1", _fields(source, None, container), text)
+    ui.result(Verified(str(source), container.file_id, _original(container)), text)
 
 
 class _Everything:
@@ -178,15 +179,11 @@ def _without_suffix(source: Path) -> Path | None:
     return source.with_suffix("") if source.suffix == SUFFIX and source.stem else None
 
 
-def _standard_input() -> Source:
-    return cast("Source", sys.stdin.buffer)  # a buffered reader has readinto, which the type BinaryIO does not know
-
-
 @contextmanager
 def _streams(source: Path, destination: Path, *, force: bool) -> Iterator[tuple[Source, Sink]]:
     """Open a pair of which at least one is a pipe."""
     with ExitStack() as stack:
-        data = _standard_input() if source == PIPE else stack.enter_context(open_source(source))
+        data = standard_input() if source == PIPE else stack.enter_context(open_source(source))
         if destination == PIPE:
             with os_errors("write to standard output"):
                 yield data, _Everything(sys.stdout.buffer)
@@ -205,22 +202,20 @@ def _is_regular(source: Path) -> bool:
         return source != PIPE and stat.S_ISREG(source.stat().st_mode)
 
 
-def _fields(source: Path, destination: Path | None, container: Container) -> dict[str, object]:
-    original = {key: value for key, value in asdict(container.original).items() if value is not None}
-    paths = {"input": str(source)} | ({"output": str(destination)} if destination else {})
-    return {**paths, "file_id": container.file_id, "original": original}
+def _original(container: Container) -> OriginalFile:
+    return OriginalFile(**asdict(container.original))
 
 
 def _called(source: Path) -> str:
     return "standard input" if source == PIPE else str(source)
 
 
-def _report(ui: Ui, command: str, source: Path, destination: Path, container: Container) -> None:
+def _report(ui: Ui, kind: type[Encrypted], source: Path, destination: Path, container: Container) -> None:
     """Say what was done; on stdout only as JSON, and never where the data itself went."""
     message = f"{_called(source)} -> {destination} ({human_size(container.original.size)})"
     if destination == PIPE:
         ui.detail(message)
         return
-    ui.result(f"smp.{command}/1", _fields(source, destination, container), "")
+    ui.result(kind(str(source), container.file_id, _original(container), str(destination)), "")
     if not ui.json:
         ui.say(message)

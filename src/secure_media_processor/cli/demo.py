@@ -23,6 +23,7 @@ import click
 
 from secure_media_processor.cli import local_s3
 from secure_media_processor.cli.options import FILE, output_options
+from secure_media_processor.cli.schemas import DemoRun, DemoStep
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.cloud.archive import Archive, Keys
 from secure_media_processor.cloud.connectors.local import LocalConnector
@@ -142,7 +143,7 @@ def demo(folder: Path | None) -> None:
     held = all(step.held for step in steps)
     rows = [_row(step) for step in steps]
     text = table(("step", "shown", "files", "MB", "seconds", "MB/s", "holds"), rows)
-    ui.result("smp.demo/1", {"held": held, "steps": [asdict(step) for step in steps]}, text)
+    ui.result(DemoRun(held, [DemoStep(**asdict(step)) for step in steps]), text)
     if not held:
         failed = ", ".join(step.name for step in steps if not step.held)
         raise DemoFailedError(f"not everything held: {failed}")

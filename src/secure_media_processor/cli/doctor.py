@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from secure_media_processor import __version__
 from secure_media_processor.cli.options import output_options
+from secure_media_processor.cli.schemas import DoctorReport, Finding
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.core.audit import AuditLog
 from secure_media_processor.core.config import get_loaded
@@ -25,17 +25,6 @@ _DISTRIBUTION = "secure-media-processor"
 # "pydicom>=3; extra == 'dicom'", as the metadata of a wheel states it.
 _OPTIONAL = re.compile(r"""^(?P<name>[A-Za-z0-9._-]+).*extra == ['"](?P<extra>[a-z0-9]+)['"]""")
 _NOT_FEATURES = {"all", "dev"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report."""
-
-    check: str
-    state: str
-    """"ok", "note" (something you may want to know) or "fail"."""
-    text: str
-    hint: str = ""
 
 
 @click.command()
@@ -55,7 +44,7 @@ def doctor() -> None:
     rows = [(finding.check, finding.state, finding.text) for finding in findings]
     hints = dict.fromkeys(finding.hint for finding in findings if finding.hint)
     text = "\n".join([table(("check", "state", "finding"), rows), *(f"hint: {hint}" for hint in hints)])
-    ui.result("smp.doctor/1", {"findings": [asdict(finding) for finding in findings]}, text)
+    ui.result(DoctorReport(findings), text)
     failed = [finding.check for finding in findings if finding.state == "fail"]
     if failed:
         raise SmpError(f"not in order: {', '.join(failed)}", hint="see the findings above")

@@ -8,6 +8,7 @@ import click
 
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.options import FILE, FILE_OR_PIPE, PIPE, output_options, refuse_terminal
+from secure_media_processor.cli.schemas import KeyChosen, KeyExported, KeyFile, KeyGenerated, KeyImported, KeyList
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.core.config import get_settings
 from secure_media_processor.core.keys import SymmetricKey
@@ -39,7 +40,7 @@ def generate(*, primary: bool) -> None:
     with recorded("key.generate") as operation:
         entry = Keystore(get_settings().keystore).generate(primary=primary)
         operation.object = bytes.fromhex(entry.id)
-    ui.result("smp.key.generate/1", _fields(entry), entry.id)
+    ui.result(KeyGenerated(*_fields(entry)), entry.id)
     ui.say(f"the key is in {entry.path}")
     _say_whether_primary(entry)
     ui.say(f"without it nothing can be decrypted: keep a copy elsewhere, with `smp key export {entry.id} FILE`")
@@ -54,7 +55,7 @@ def list_keys() -> None:
     entries = Keystore(folder).entries()
     rows = [(entry.id, "yes" if entry.primary else "", entry.exported or "never", entry.path) for entry in entries]
     text = table(("key id", "primary", "exported", "file"), rows) if entries else ""
-    ui.result("smp.key.list/1", {"keystore": str(folder), "keys": [_fields(entry) for entry in entries]}, text)
+    ui.result(KeyList(str(folder), [KeyFile(*_fields(entry)) for entry in entries]), text)
     if not entries:
         ui.say(f"there are no keys in {folder}; `smp key generate` makes one")
 
@@ -86,7 +87,7 @@ def export(key_id: str, target: Path) -> None:
         except ExistsError as error:
             raise ExistsError(str(error), hint="name another file; a key file is never replaced") from None
         keystore.note_export(entry.id)
-    ui.result("smp.key.export/1", {"id": entry.id, "file": str(target)}, "")
+    ui.result(KeyExported(entry.id, str(target)), "")
     ui.say(f"wrote {target}; whoever has it can read what was encrypted with it")
     if target.stat().st_dev == entry.path.stat().st_dev:
         ui.warn("it lies on the same disk as the keystore: copy it to another, or it dies with that disk")
@@ -113,7 +114,7 @@ def import_key(source: Path, *, primary: bool) -> None:
             entry = Keystore(get_settings().keystore).add(key, primary=primary)
         except ExistsError:
             raise ExistsError(f"the key {key.id} is in the keystore already", hint="there is nothing to do") from None
-    ui.result("smp.key.import/1", _fields(entry), entry.id)
+    ui.result(KeyImported(*_fields(entry)), entry.id)
     _say_whether_primary(entry)
 
 
@@ -134,7 +135,7 @@ def choose_primary(key_id: str) -> None:
         keystore = Keystore(get_settings().keystore)
         entry = keystore.make_primary(keystore.find(key_id).id)
         operation.object = bytes.fromhex(entry.id)
-    ui.result("smp.key.primary/1", _fields(entry), "")
+    ui.result(KeyChosen(*_fields(entry)), "")
     _say_whether_primary(entry)
 
 
@@ -145,5 +146,6 @@ def _say_whether_primary(entry: KeyEntry) -> None:
         current().say(f"new files are encrypted for another key; `smp key primary {entry.id}` changes that")
 
 
-def _fields(entry: KeyEntry) -> dict[str, object]:
-    return {"id": entry.id, "file": str(entry.path), "primary": entry.primary, "exported": entry.exported}
+def _fields(entry: KeyEntry) -> tuple[str, str, bool, str | None]:
+    """Return the fields of KeyFile."""
+    return entry.id, str(entry.path), entry.primary, entry.exported

@@ -84,8 +84,23 @@ def running(folder: Path) -> Iterator[S3Server]:
             process.kill()  # asked to end, it takes ten seconds, and its data are thrown away
 
 
+# Asks Linux to kill this process when the one that started it dies, even by kill -9, and becomes the program that is named.
+# Where there is no prctl, as on macOS, the program outlives a kill -9, and nothing else.
+_TIED_TO_PARENT = """
+import ctypes, os, signal, sys
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+PR_SET_PDEATHSIG = 1
+if prctl is not None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):  # else it has died meanwhile
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def _start(command: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own command line
+    """Start a program that ends with this process. To be called from a thread that lives as long: Linux counts threads here."""
+    tied = [sys.executable, "-I", "-S", "-c", _TIED_TO_PARENT, str(os.getpid()), *command]
+    return subprocess.Popen(tied, stdout=log, stderr=log)  # noqa: S603 - our own command line
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from secure_media_processor import __version__
+from secure_media_processor.cli.lazy import LazyGroup, Sections
 from secure_media_processor.cli.options import talk_options
 from secure_media_processor.cli.ui import Ui
 from secure_media_processor.core.files import smp_error_from
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = 130
 _PACKAGE = "secure_media_processor"
-_HERE = f"{_PACKAGE}.cli"
 
-# Section of the help → command → (module, attribute, help line). A test holds each line against the command's own help.
-_COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
+_COMMANDS: Sections = {
     "Encryption": {
         "encrypt": ("crypto", "encrypt", "Encrypt a file."),
         "decrypt": ("crypto", "decrypt", "Decrypt a file."),
@@ -32,12 +31,15 @@ _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
         "key": ("key", "key", "Make, list, copy and choose keys."),
     },
     "Stores": {
-        "upload": ("archive", "upload", "Encrypt files and folders on their way into your stores."),
-        "download": ("archive", "download", "Fetch files and folders from your stores and decrypt them."),
-        "ls": ("archive", "list_files", "List the files in your stores; with NAME, that file or those in that folder."),
-        "rm": ("archive", "remove_files", "Remove files from all your stores."),
-        "sync": ("archive", "sync", "Make your stores have what a folder has."),
+        "upload": ("upload", "upload", "Encrypt files and folders on their way into your stores."),
+        "download": ("download", "download", "Fetch files and folders from your stores and decrypt them."),
+        "ls": ("listing", "list_files", "List the files in your stores; with NAME, that file or those in that folder."),
+        "rm": ("listing", "remove_files", "Remove files from all your stores."),
+        "sync": ("upload", "sync", "Make your stores have what a folder has."),
         "cloud": ("cloud", "cloud", "Name your stores, check them and repair them."),
+    },
+    "Images": {
+        "medical": ("medical.group", "medical", "Read, de-identify and convert DICOM."),
     },
     "This program": {
         "demo": ("demo", "demo", "Show the whole way on a real study, from DICOM to cloud and back."),
@@ -49,37 +51,8 @@ _COMMANDS: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is run or its own help is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Return the names of all commands, as the help shows them."""
-        return [name for section in _COMMANDS.values() for name in section]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - as above
-        """Import and return the command `cmd_name`."""
-        for section in _COMMANDS.values():
-            if cmd_name in section:
-                from importlib import import_module
-
-                module, attribute, _ = section[cmd_name]
-                command: click.Command = getattr(import_module(f"{_HERE}.{module}"), attribute)
-                return command
-        return None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
-        """Write the list of commands from the table, by section, without importing any."""
-        for title, section in _COMMANDS.items():
-            with formatter.section(title):
-                formatter.write_dl([(name, line) for name, (_, _, line) in section.items()])
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[click.shell_completion.CompletionItem]:
-        """Complete names of commands from the table, without importing any."""
-        from click.shell_completion import CompletionItem
-
-        rows = [(name, line) for section in _COMMANDS.values() for name, (_, _, line) in section.items()]
-        commands = [CompletionItem(name, help=line) for name, line in rows if name.startswith(incomplete)]
-        return commands + click.Command.shell_complete(self, ctx, incomplete)
+class Root(LazyGroup):
+    """The program itself: reports what goes wrong, and ends the process."""
 
     def main(  # type: ignore[override]  # we always end the process ourselves
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -178,7 +151,7 @@ def _parse_settings(_context: click.Context, _option: click.Parameter, values: t
     return {name: value for name, _, value in pairs}
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Root, sections=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="smp", message="%(prog)s %(version)s")
 @click.option(
     "-c",

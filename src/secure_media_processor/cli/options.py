@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from click.shell_completion import CompletionItem
+
+    from secure_media_processor.core.files import Source
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
@@ -36,7 +38,14 @@ class _FileOrPipe(click.ParamType[Path]):
 
 
 FILE = click.Path(path_type=Path)
+# What cannot be read is told when it is its turn, and holds up nothing else: click would refuse the whole command.
+PATH = click.Path(path_type=Path, readable=False)
 FILE_OR_PIPE = _FileOrPipe()
+
+
+def standard_input() -> Source:
+    """Return standard input as a source of bytes."""
+    return cast("Source", sys.stdin.buffer)  # a buffered reader has readinto, which the type BinaryIO does not know
 
 
 def refuse_terminal(what: str) -> None:
@@ -98,3 +107,8 @@ def key_option(command: _F) -> _F:
 def force_option(command: _F) -> _F:
     """Add --force."""
     return click.option("--force", is_flag=True, help="Replace the output if it exists.")(command)
+
+
+def dry_run_option(command: _F) -> _F:
+    """Add --dry-run."""
+    return click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")(command)

@@ -1,6 +1,6 @@
 """How the program talks. These rules hold for every command.
 
-* stdout carries the result: text, data, or with ``--json`` one JSON object (JSON lines for long jobs), and nothing else.
+* stdout carries the result: text, data, or with ``--json`` one JSON object (its fields stand in schemas.py), and nothing else.
 * stderr carries the talk, each line beginning with ``smp:``, in lower case and without a full stop.
 * An error is one line with cause and reason, then one ``smp: hint:`` line with the next step where there is one.
 * ``-q`` and ``--json`` silence all talk but warnings and errors; ``-v`` adds detail.
@@ -15,20 +15,24 @@ import json
 import os
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from threading import Timer
+from typing import TYPE_CHECKING
 
 import click
 
 from secure_media_processor.core.files import os_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
+    from rich.progress import Progress, TaskID
+
+    from secure_media_processor.cli.schemas import Result
     from secure_media_processor.errors import SmpError
 
-# Less than this takes about a tenth of a second: nobody wants to see a bar for it.
-_WORTH_A_BAR = 64 * 1024 * 1024
+# Nobody wants to see a bar for what is done sooner.
+_WORTH_A_BAR = 0.5  # seconds
 
 
 @dataclass(slots=True)
@@ -68,12 +72,21 @@ class Ui:
         if error.hint:
             _talk(f"hint: {error.hint}")
 
-    def result(self, schema: str, fields: dict[str, Any], text: str) -> None:
-        """Print the result: `fields` under `schema` with --json, `text` (if any) otherwise."""
-        shown = json.dumps({"schema": schema, **fields}) if self.json else "\n".join(map(one_line, text.splitlines()))
+    def result(self, result: Result, text: str) -> None:
+        """Print the result: the fields of `result` under the name of its schema with --json, `text` (if any) otherwise."""
+        if self.json:
+            shown = json.dumps({"schema": result.schema, **asdict(result)})
+        else:
+            shown = "\n".join(map(one_line, text.splitlines()))
         if shown:
             with os_errors("write to standard output"):
                 print(shown, flush=True)
+
+    @property
+    def _draws(self) -> bool:
+        """Whether bars are drawn at all."""
+        on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return on_terminal and self.verbosity >= 0 and not self.json
 
     @contextmanager
     def progress(self, what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
@@ -83,24 +96,84 @@ class Ui:
             what: A word or two, such as "encrypting".
             total: Bytes to be done; None if unknown.
         """
-        on_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        if not on_terminal or self.verbosity < 0 or self.json or (total is not None and total < _WORTH_A_BAR):
+        if not self._draws:
             yield None
             return
+        with self._bar(_Bar(what, total)) as bar:
+            yield bar.update
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        """As progress, for things that are counted: yield a function to call with how many are done, and how many there are."""
+        if not self._draws:
+            yield None
+            return
+        with self._bar(_Bar(what, None, counts=True)) as bar:
+
+            def update(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done)
+
+            yield update
+
+    @contextmanager
+    def _bar(self, bar: _Bar) -> Iterator[_Bar]:
+        timer = Timer(_WORTH_A_BAR, bar.draw)
+        timer.start()
+        try:
+            yield bar
+        finally:
+            timer.cancel()
+            timer.join()
+            bar.erase()
+
+
+@dataclass(slots=True)
+class _Bar:
+    """A progress bar, once it is drawn."""
+
+    what: str
+    total: int | None
+    done: int = 0
+    """Bytes, or things."""
+    counts: bool = False
+    """Whether things are counted, not bytes."""
+    drawn: Progress | None = None
+    task: TaskID | None = None
+
+    def draw(self) -> None:
+        """Draw it. What takes long may be small, and wait for a slow store."""
         from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
+            MofNCompleteColumn,
             Progress,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
 
-        columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.update(task, completed=done)
+        amount = (MofNCompleteColumn(),) if self.counts else (DownloadColumn(), TransferSpeedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+        drawn = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.task = drawn.add_task(self.what, total=self.total)
+        drawn.start()
+        self.drawn = drawn
+        self.update(self.done)
+
+    def update(self, done: int) -> None:
+        """Show that `done` bytes are done."""
+        self.done = done
+        if self.drawn is not None and self.task is not None:
+            # What is read is not yet stored: a full bar that stands still would look like a program that hangs.
+            what = "finishing" if self.total is not None and done >= self.total > 0 else self.what
+            self.drawn.update(self.task, completed=done, total=self.total, description=what)
+
+    def erase(self) -> None:
+        """Take it away."""
+        if self.drawn is not None:
+            self.drawn.stop()
 
 
 def _talk(message: str) -> None:
@@ -114,14 +187,15 @@ def current() -> Ui:
     return ui if isinstance(ui, Ui) else Ui()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as text in aligned columns; numbers to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, right: Collection[str] = ()) -> str:
+    """Return rows as text in aligned columns; numbers, and the columns named in `right`, to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    numbers = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    to_right = [number or name in right for number, name in zip(numbers, header, strict=True)]
 
     def line(row: Sequence[str]) -> str:
-        aligned = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True))
+        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, to_right, strict=True))
         return "  ".join(aligned).rstrip()
 
     return "\n".join(line(row) for row in ([name.upper() for name in header], *cells))
@@ -140,3 +214,22 @@ def human_size(size: int) -> str:
 def one_line(text: str) -> str:
     """Return `text` with line breaks and control characters shown, not obeyed: a file name may hold them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 file", "2 files"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def summed(progress: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """Return a function that takes differences and passes on their sum; None for None."""
+    if progress is None:
+        return None
+    total = 0
+
+    def add(size: int) -> None:
+        nonlocal total
+        total += size
+        progress(total)
+
+    return add

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hmac
 import stat
+import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from secure_media_processor.cloud.index import PREFIX, IndexedObject
-from secure_media_processor.cloud.manager import STALL_TIMEOUT, ConnectorManager
+from secure_media_processor.cloud.manager import ConnectorManager
 from secure_media_processor.cloud.objects import ObjectState, ObjectStatus, Replica, ReplicaState, StoredObject
 from secure_media_processor.cloud.outcome import Action, Done
+from secure_media_processor.cloud.pruning import GRACE, Pruned, StrayBook, begun_here
 from secure_media_processor.cloud.reading import Replicas, SealedObject, read_container, read_raw
 from secure_media_processor.cloud.records import IndexRecords
 from secure_media_processor.cloud.restoring import Restorer, Wanted
 from secure_media_processor.cloud.transfer import Uploader
 from secure_media_processor.cloud.uploading import Source, UploadRun, digest_of
-from secure_media_processor.errors import MissingError, ObjectLostError, SmpError, UsageError
+from secure_media_processor.cloud.waiting import ANSWER_TIMEOUT, STALL_TIMEOUT, Waiting, in_turn
+from secure_media_processor.errors import DegradedError, MissingError, ObjectLostError, SmpError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,6 +53,16 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True)
+class Mended:
+    """A copy of an object that a repair has put right."""
+
+    key: str
+    """Of the object."""
+    store: str
+    was: ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """How things stand, after all was checked."""
 
@@ -66,6 +78,10 @@ class Report:
     """Stores that did not answer, and why."""
     leftovers: Mapping[str, Sequence[str]]
     """Store → objects there that were removed elsewhere, or that nothing is known of."""
+    mended: Sequence[Mended] = ()
+    """After a repair: the copies that were not intact before it, and are now."""
+    removed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """After a repair: store → objects that were removed from it."""
 
     @property
     def worst(self) -> ObjectState:
@@ -90,6 +106,7 @@ class Archive:
         targets: Sequence[str] = (),
         quorum: int | None = None,
         stall_timeout: float = STALL_TIMEOUT,
+        answer_timeout: float = ANSWER_TIMEOUT,
     ) -> None:
         """Open the archive in `stores`. Nothing is sent until it is used.
 
@@ -101,15 +118,17 @@ class Archive:
             targets: Names of the stores that new files go to; all unless given.
             quorum: How many of these must take a file; the majority unless given.
             stall_timeout: See ConnectorManager.
+            answer_timeout: See Waiting.
         """
         unknown = [name for name in targets if name not in stores]
         if unknown:
             raise UsageError(f"there is no store called {unknown[0]}", hint="`smp cloud list` shows the stores")
         labels = labels or {name: name for name in stores}
         chosen = {name: stores[name] for name in (targets or stores)}
-        self.manager = ConnectorManager(chosen, quorum=quorum, stall_timeout=stall_timeout)
+        waiting = Waiting(answer_timeout=answer_timeout, stall_timeout=stall_timeout)
+        self.manager = ConnectorManager(chosen, quorum=quorum, waiting=waiting)
         """Of the stores that new files go to."""
-        self._everywhere = ConnectorManager(stores, quorum=self.manager.quorum, stall_timeout=stall_timeout)
+        self._everywhere = ConnectorManager(stores, quorum=self.manager.quorum, waiting=waiting)
         self.keys, self._folder, self.targets, self._labels = keys, folder, tuple(targets), labels
         self._records = IndexRecords(self._everywhere, folder / "index", labels, keys.recipients, keys.identities)
         self.degraded: dict[str, str] = {}
@@ -133,9 +152,18 @@ class Archive:
         self.degraded |= {name: str(error) for name, error in self._records.unreachable.items()}
         return index
 
+    @property
+    def memory_error(self) -> SmpError | None:
+        """Why this machine cannot remember what it saw in the stores when the index was read; None if it can."""
+        return self._records.memory_error
+
     def is_present(self, item: IndexedObject) -> bool:
-        """Return whether some store listed the object, with its size, when the index was last read with objects."""
-        return any(listed.get(item.key) == item.size for listed in self._records.present.values())
+        """Return whether as many stores have the object as must take a file, of those that new files go to.
+
+        It is there if a store listed it, with its size, when the index was last read with objects.
+        """
+        present = self._records.present
+        return sum(present.get(name, {}).get(item.key) == item.size for name in self.manager.connectors) >= self.manager.quorum
 
     def tell(self, index: Index, record: Record) -> None:
         """Write `record` into the stores and merge it into `index`. Raises QuorumError and the like."""
@@ -158,23 +186,31 @@ class Archive:
     # ------------------------------------------------------------------------------------------------ bringing in
 
     def upload(
-        self, sources: Iterable[Source], *, progress: Callable[[int], None] | None = None, dry_run: bool = False
+        self,
+        sources: Iterable[Source],
+        *,
+        progress: Callable[[int], None] | None = None,
+        dry_run: bool = False,
+        is_leaving: Callable[[str], bool] = lambda _name: False,
     ) -> Iterator[Done]:
         """Store files, each encrypted on the way, and yield what became of each; one that cannot be read holds up no other.
 
         A file that is there under its name, of the same size and time, is not read. One whose contents are there already is
-        not stored again. Small files share objects.
+        not stored again. Small files share objects. No name may be that of a file and of a folder: which comes second fails.
 
         Args:
             sources: What to store, and under which names; an older file of the same name is replaced.
             progress: Called with the number of bytes read since the last call.
             dry_run: Only say what would be done. That contents are there already is not found out then.
+            is_leaving: Tells of the name of a file in the archive that it will be removed next, and is in no other's way.
 
         Raises:
             QuorumError, CredentialsError and the like: too few stores take anything. What is stored by then is kept.
         """
         index = self.read_index(with_objects=True)
-        with UploadRun(self, index, progress) as run:
+        if not dry_run:
+            self._records.need_memory()
+        with UploadRun(self, index, progress, is_leaving) as run:
             for source in sources:
                 if dry_run:
                     yield run.plan(source)
@@ -185,7 +221,7 @@ class Archive:
             return
         lost = run.lost()
         if lost:
-            yield from self.upload(lost, progress=progress)
+            yield from self.upload(lost, progress=progress, is_leaving=is_leaving)
         self._remove_unused(index)
 
     def uploader(self, index: Index) -> Uploader:
@@ -231,7 +267,8 @@ class Archive:
             else:
                 wanted.append(Wanted(file, _stored(item), item.file_id, target))
         stores = {name: store for name, store in self.stores.items() if name not in self._records.unreachable}
-        restorer = Restorer(stores or self.stores, self.keys.identities, self.content_ids, overwrite)
+        waiting = self._everywhere.waiting
+        restorer = Restorer(stores or self.stores, self.keys.identities, self.content_ids, overwrite, waiting)
         for one, problem in restorer.restore(wanted, root, progress=progress):
             action = Action.RESTORED if problem is None else Action.FAILED
             yield Done(one.file.name, action, one.file.size, problem)
@@ -267,6 +304,7 @@ class Archive:
         done = [Done(file.name, Action.REMOVED, file.size) for file in files]
         if dry_run or not files:
             return done
+        self._records.need_memory()
         before = index.unused()
         told = index.tell(removed_files=set(names))
         index.merge(told)
@@ -274,8 +312,8 @@ class Archive:
         self._remove_unused(index)
         return done
 
-    def _remove_unused(self, index: Index) -> None:
-        """Remove the objects in which no file lies any more, from `index` and from the stores.
+    def _remove_unused(self, index: Index) -> set[str]:
+        """Remove the objects in which no file lies any more, from `index` and from the stores. Returns their keys.
 
         Another machine may find the contents of a new file in one of them at this moment. It reads the index again after it has
         said so, and so do we after we have said that the object is to go: at least one of both sees the other. If so few
@@ -288,12 +326,14 @@ class Archive:
         if going:
             now = self.read_index()
             if self._records.complete:
-                self._delete(going & now.to_remove())
+                going &= now.to_remove()
+                self._delete(going)
+                return going
+        return set()
 
     def _delete(self, keys: Iterable[str]) -> None:
-        with ThreadPoolExecutor(_CHECKS_AT_ONCE) as pool:
-            for errors in pool.map(self._everywhere.delete, keys):
-                self.degraded |= {name: str(error) for name, error in errors.items() if error is not None}
+        for errors in in_turn(self._everywhere.delete, keys, _CHECKS_AT_ONCE):
+            self.degraded |= {name: str(error) for name, error in errors.items() if error is not None}
 
     # ------------------------------------------------------------------------------------------------ checking and mending
 
@@ -316,8 +356,7 @@ class Archive:
                 progress(one[0].size)
             return status
 
-        with ThreadPoolExecutor(1 if deep else _CHECKS_AT_ONCE) as pool:
-            statuses = list(pool.map(check, everything))
+        statuses = list(in_turn(check, everything, 1 if deep else _CHECKS_AT_ONCE))
         names = defaultdict(list)
         for file in index.files():
             names[file.object].append(file.name)
@@ -334,20 +373,22 @@ class Archive:
             {name: keys for name, keys in leftovers.items() if keys},
         )
 
-    def repair(self, *, deep: bool = False) -> Report:
+    def repair(self, *, deep: bool = False, progress: Callable[[int], None] | None = None) -> Report:
         """Give every store that answers what it lacks, remove what was removed elsewhere, and check again.
 
         Args:
             deep: Read every replica first: a store may say of a damaged copy what it said when the copy was good.
+            progress: As in verify, for the check before and the one after.
 
         Raises:
             QuorumError: what was learned could not be written down.
         """
         self.degraded = {}
-        report = self.verify(deep=deep)
+        self._records.need_memory()
+        report = self.verify(deep=deep, progress=progress)
         index = self.read_index(with_objects=True)
         self._records.repair()
-        learned = []
+        learned, failed = [], {}
         for status in report.objects:
             if status.object.key.startswith(PREFIX):
                 for name, replica in status.replicas.items():
@@ -357,17 +398,71 @@ class Archive:
             item = index.object(status.object.key)
             if item is None or status.state is not ObjectState.DEGRADED:
                 continue
-            after = self._everywhere.mend(status)
+            after, errors = self._everywhere.mend(status)
+            failed[item.key] = errors
             if after.digests != status.object.digests:
                 learned.append(IndexedObject(item.key, item.size, after.digests, item.file_id, item.stores))
         if learned:
             self.tell(index, index.tell(objects=learned))
         self._remove_unused(index)
-        return self.verify(deep=deep)
+        return _repaired(report, self.verify(deep=deep, progress=progress), failed)
+
+    def prune(self, *, grace: float = GRACE, dry_run: bool = False, now: float | None = None) -> Pruned:
+        """Remove objects that no record of the index tells of: uploads that died have left them behind.
+
+        Args:
+            grace: Seconds for which this machine must have seen an object so. If this is less than an upload may take between
+                sending an object and writing it down, on any machine, prune can remove what a file lies in.
+            dry_run: Only say what would be removed; nothing is remembered either.
+            now: Seconds since 1970; the clock of this machine unless given.
+
+        Raises:
+            DegradedError: some store, or some record, cannot be read, or a store lacks records: nothing is removed then.
+            QuorumError: too few stores took the news; nothing was removed.
+        """
+        now = time.time() if now is None else now
+        index = self.read_index(with_objects=True)
+        self._refuse_gaps()
+        book = StrayBook(self._folder / "index" / "strays.json")
+        strays = book.look(self._records.present, index.known(), now)
+        begun = begun_here(self._folder / "uploads", [stray.key for stray in strays])
+        due = [stray for stray in strays if stray.seen_for >= grace and stray.key not in begun]
+        kept = [stray for stray in strays if stray not in due]
+        if dry_run:
+            return Pruned(due, kept)
+        self._records.need_memory()
+        book.remember(strays, now)
+        if due:
+            # Said first, as with all that is removed: a file that is found to lie in one of them after that keeps it there.
+            self.tell(index, index.tell(removed_objects=[stray.key for stray in due]))
+            removed = self._remove_unused(index)
+            kept += [stray for stray in due if stray.key not in removed]
+            due = [stray for stray in due if stray.key in removed]
+        return Pruned(due, kept)
+
+    def _refuse_gaps(self) -> None:
+        """Raise DegradedError unless all that any record tells is known, as it was read last."""
+        gaps: dict[str, Mapping[str, object]] = {
+            "does not answer": self._records.unreachable,
+            "holds records of the index that cannot be read": self._records.unreadable,
+            "lacks records of the index": self._records.lacking(),
+        }
+        for what, names in gaps.items():
+            if names:
+                hint = "see `smp cloud verify`: every store must answer, and every record be readable with the keys at hand"
+                raise DegradedError(f"nothing is removed: {', '.join(names)} {what}", hint=hint)
 
     def _stores_of(self, item: IndexedObject) -> Sequence[str]:
-        """Return the names of the stores that an object should be in: those it was meant for, as far as they are known here."""
-        return [name for name in item.stores if name in self.stores] if item.stores else list(self.stores)
+        """Return the names of the stores that an object should be in: those it was meant for.
+
+        Names are those of the machine that stored it. In place of one that is not known here stand the stores that list the
+        object; if there are none, all: what no store has must never pass for well.
+        """
+        meant = [name for name in item.stores if name in self.stores]
+        if item.stores and len(meant) == len(item.stores):
+            return meant
+        listing = [name for name, listed in self._records.present.items() if item.key in listed and item.stores]
+        return list(dict.fromkeys([*meant, *listing])) or list(self.stores)
 
     def _reachable(self, names: Sequence[str]) -> Sequence[str]:
         return [name for name in names if name not in self._records.unreachable]
@@ -379,9 +474,9 @@ class Archive:
             for name, error in self._records.unreachable.items()
             if name in names
         }
-        asked = {name: self._everywhere.connectors[name] for name in self._reachable(names)}
+        asked = self._reachable(names)
         if asked:
-            replicas |= ConnectorManager(asked).verify(item).replicas
+            replicas |= self._everywhere.verify(item, asked).replicas
         return ObjectStatus(item, replicas)
 
     def _check_deeply(self, status: ObjectStatus, file_id: str | None) -> ObjectStatus:
@@ -390,7 +485,7 @@ class Archive:
         for name, replica in status.replicas.items():
             if replica.state is not ReplicaState.INTACT:
                 continue
-            copy = Replicas({name: self._everywhere.connectors[name]}, status.object)
+            copy = Replicas({name: self._everywhere.connectors[name]}, status.object, self._everywhere.waiting)
             try:
                 if file_id is None:
                     read_raw(copy, _Nowhere())
@@ -407,6 +502,33 @@ class _Nowhere:
 
     def write(self, data: memoryview | bytes) -> None:
         """Drop `data`."""
+
+
+def _repaired(before: Report, after: Report, failed: Mapping[str, Mapping[str, SmpError]]) -> Report:
+    """Return `after` with what was done, and with the reasons (object → store → error) why some copies could not be mended."""
+    wrong = {
+        (status.object.key, name): replica.state
+        for status in before.objects
+        for name, replica in status.replicas.items()
+        if replica.state in (ReplicaState.DAMAGED, ReplicaState.MISSING)
+    }
+    objects, mended = [], []
+    for status in after.objects:
+        key, replicas = status.object.key, dict(status.replicas)
+        for name, replica in status.replicas.items():
+            error = failed.get(key, {}).get(name)
+            if replica.state is not ReplicaState.INTACT:
+                if error is not None:
+                    replicas[name] = Replica(replica.state, f"it cannot be copied there: {error}")
+            elif (key, name) in wrong:
+                mended.append(Mended(key, name, wrong[key, name]))
+        objects.append(ObjectStatus(status.object, replicas))
+    removed = {
+        name: [key for key in keys if key not in after.leftovers.get(name, ())]
+        for name, keys in before.leftovers.items()
+        if name not in after.unreachable
+    }
+    return replace(after, objects=objects, mended=mended, removed={name: keys for name, keys in removed.items() if keys})
 
 
 def _stored(item: IndexedObject) -> StoredObject:

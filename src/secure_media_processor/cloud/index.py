@@ -11,7 +11,7 @@ import json
 import secrets
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.container import Original
@@ -30,6 +30,8 @@ _ID_BYTES = 16
 _SMALLEST = 4096  # bytes; records of few entries all look the same
 # Enough for a hundred thousand files in one record. What is larger is neither written nor read: it would fill the memory.
 MAX_RECORD = 64 << 20
+
+_Same = TypeVar("_Same")
 
 
 class Version(NamedTuple):
@@ -116,11 +118,13 @@ class Record:
         if container.original.media_type != _MEDIA_TYPE:
             raise IntegrityError("this is no record of the index")
         try:
-            fields = json.loads(text.getvalue())
+            entries = text.getvalue().decode()
+            text.close()  # a large record takes much memory: not twice while it is read
+            fields = json.loads(entries, object_hook=_EntryReader())
             if fields["format"] != _FORMAT or fields["id"] != record_id:
                 raise ValueError("another record")  # noqa: TRY301 - the handler is the one for all that is wrong
-            files = {e["name"]: (_version(e), None if "removed" in e else _file(e)) for e in fields["files"]}
-            objects = {e["key"]: (_version(e), _object(e)) for e in fields["objects"]}
+            files = {name: (version, file) for name, version, file in map(_FileEntry.checked, fields["files"])}
+            objects = {key: (version, item) for key, version, item in map(_ObjectEntry.checked, fields["objects"])}
             removed = frozenset(check_key(_text(key)) for key in fields["removed"])
             return cls(record_id, _integer(fields["counter"]), files, objects, removed)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UsageError) as error:
@@ -178,6 +182,10 @@ class Index:
             self._in_use = {file.object for _, file in self._files.values() if file is not None}
         return self._in_use
 
+    def known(self) -> set[str]:
+        """Return the keys of all objects of which any record tells anything."""
+        return self._objects.keys() | self.in_use() | self.removed
+
     def unused(self) -> set[str]:
         """Return the keys of the objects in which no file lies any more, and that nobody has said are to go."""
         return self._objects.keys() - self.in_use() - self.removed
@@ -233,20 +241,72 @@ def _entry(label: str, name: str, version: Version, thing: IndexedFile | Indexed
     return {label: name, "version": list(version), **fields}
 
 
+class _FileEntry(NamedTuple):
+    """What a record tells of a file."""
+
+    name: str
+    version: Version
+    file: IndexedFile | None
+
+    @classmethod
+    def checked(cls, entry: object) -> _FileEntry:
+        """Return `entry`. Raises TypeError if it is none."""
+        if not isinstance(entry, cls):
+            raise TypeError("not an entry for a file")
+        return entry
+
+
+class _ObjectEntry(NamedTuple):
+    """What a record tells of an object."""
+
+    key: str
+    version: Version
+    item: IndexedObject
+
+    @classmethod
+    def checked(cls, entry: object) -> _ObjectEntry:
+        """Return `entry`. Raises TypeError if it is none."""
+        if not isinstance(entry, cls):
+            raise TypeError("not an entry for an object")
+        return entry
+
+
+class _EntryReader:
+    """Makes each entry of a record as soon as its JSON is read: all of a large record as JSON would be several times as much.
+
+    What is the same in many entries, such as the version and the key of a pack, is kept once.
+    """
+
+    def __init__(self) -> None:
+        self._same: dict[object, Any] = {}
+
+    def __call__(self, fields: dict[str, Any]) -> object:
+        """Return what `fields`, an object in JSON, stands for; itself if it is no entry."""
+        if "version" not in fields:
+            return fields
+        version = self._once(_version(fields))
+        if "name" in fields:
+            return _FileEntry(fields["name"], version, None if "removed" in fields else self._file(fields))
+        return _ObjectEntry(fields["key"], version, _object(fields))
+
+    def _file(self, fields: dict[str, Any]) -> IndexedFile:
+        return IndexedFile(
+            name=check_key(_text(fields["name"])),
+            size=_integer(fields["size"]),
+            mtime_ns=_integer(fields["mtime_ns"]) if "mtime_ns" in fields else None,
+            content=_text(fields["content"]),
+            object=self._once(check_key(_text(fields["object"]))),
+            offset=_integer(fields["offset"]) if "offset" in fields else None,
+        )
+
+    def _once(self, value: _Same) -> _Same:
+        same: _Same = self._same.setdefault(value, value)
+        return same
+
+
 def _version(entry: dict[str, Any]) -> Version:
     counter, record = entry["version"]
     return Version(_integer(counter), _text(record))
-
-
-def _file(entry: dict[str, Any]) -> IndexedFile:
-    return IndexedFile(
-        name=check_key(_text(entry["name"])),
-        size=_integer(entry["size"]),
-        mtime_ns=_integer(entry["mtime_ns"]) if "mtime_ns" in entry else None,
-        content=_text(entry["content"]),
-        object=check_key(_text(entry["object"])),
-        offset=_integer(entry["offset"]) if "offset" in entry else None,
-    )
 
 
 def _object(entry: dict[str, Any]) -> IndexedObject:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from secure_media_processor.cloud.broadcast import Broadcast, CalledOffError, TooFewError
-from secure_media_processor.cloud.connectors.base import read_blocks
+from secure_media_processor.cloud.connectors.base import ObjectInfo, read_blocks
 from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts, refuse_other
 from secure_media_processor.cloud.objects import ObjectStatus, Replica, ReplicaState, StoredObject
-from secure_media_processor.cloud.reading import Replicas, at_most, read_raw
+from secure_media_processor.cloud.reading import one_by_one, read_raw
+from secure_media_processor.cloud.waiting import LEFT_ALONE, STALL_TIMEOUT, Waiting
 from secure_media_processor.core.encryption import read_file_id
 from secure_media_processor.core.files import atomic_write
 from secure_media_processor.errors import (
@@ -34,13 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from secure_media_processor.cloud.connectors.base import CloudConnector, ResumeRecord
+    from secure_media_processor.cloud.digests import Digests
 
-# A store that takes nothing for so long (seconds) will hardly take the rest in time; it is repaired later.
-STALL_TIMEOUT = 120.0
 # Before a store that failed is given the object again: once soon, for an answer that was lost, once when it may have recovered.
 _PAUSES = (0.5, 3.0)  # seconds
-# So long a store that failed each time is left alone: a thousand files must not wait for it a thousand times.
-_LEFT_ALONE = 60.0  # seconds
+# Bytes that a store that has to read an object before it can tell its digest reads in a second, at least.
+_READ_FOR_DIGEST = 1 << 20
 # Enough that no two objects ever get the same key by chance.
 _KEY_BYTES = 16
 
@@ -65,24 +65,29 @@ class ConnectorManager:
         quorum: int | None = None,
         stall_timeout: float = STALL_TIMEOUT,
         pauses: Sequence[float] = _PAUSES,
+        waiting: Waiting | None = None,
     ) -> None:
         """Use `connectors`, by name.
 
         Args:
             connectors: At least one.
             quorum: How many stores must take an object for a write to succeed; the majority unless given.
-            stall_timeout: Seconds for which a store may take nothing, or keep a quorum of others waiting, before it is left
-                behind.
+            stall_timeout: Seconds for which a store may take or give nothing, or keep a quorum of others waiting, before it is
+                left behind.
             pauses: Seconds before each further try to store an object where that failed for a reason that may pass.
+            waiting: Shared with others who use these stores, in place of `stall_timeout`.
         """
         if not connectors:
             raise UsageError("at least one store is needed")
         self._connectors = dict(connectors)
-        self._stall_timeout, self._pauses = stall_timeout, tuple(pauses)
+        self._pauses = tuple(pauses)
         self.quorum = len(connectors) // 2 + 1 if quorum is None else quorum
         if not 1 <= self.quorum <= len(connectors):
             raise UsageError(f"a quorum of {self.quorum} cannot be met by {len(connectors)} stores")
-        self._left_alone: dict[str, tuple[SmpError, float]] = {}
+        self.waiting = waiting or Waiting(stall_timeout=stall_timeout)
+        """How long the stores are waited for, and which are not asked for a while."""
+        self._given_up: dict[str, tuple[SmpError, float]] = {}
+        """Stores that took nothing, why, and until when they are left alone: they may well give."""
 
     @property
     def connectors(self) -> Mapping[str, CloudConnector]:
@@ -141,13 +146,17 @@ class ConnectorManager:
             CredentialsError, NoSpaceError and the like: so too, for this reason everywhere.
         """
         work = _Work(key, self._digest_names(), records or {}, overwrite=overwrite)
-        alone = {name: error for name, (error, until) in self._left_alone.items() if time.monotonic() < until}
-        if len(self._connectors) - len(alone) < self.quorum:  # then they are asked again: without them nothing is stored
+        now = time.monotonic()
+        alone = {name: error for name, (error, until) in self._given_up.items() if now < until} | self.waiting.left_alone()
+        if (
+            len(self._connectors.keys() - alone.keys()) < self.quorum
+        ):  # then they are asked again: without them nothing is stored
             alone = {}
+        had = self.ask_all(lambda store: store.stat(key)) if taken_up and not overwrite else {}
         for name, store in self._connectors.items():
             if name in alone:
                 work.errors[name] = alone[name]
-            elif taken_up and not overwrite and _has(store, key):
+            elif isinstance(had.get(name), ObjectInfo):  # one that does not answer is asked again by the put
                 work.errors[name] = ExistsError("it has the object already")
             else:
                 work.targets[name] = store
@@ -162,24 +171,27 @@ class ConnectorManager:
 
     def discard(self, key: str, records: Mapping[str, ResumeRecord]) -> None:
         """Give up an object that was never completed, as far as the stores let it be given up now."""
-        for name, store in self._connectors.items():
+
+        def act(name: str) -> None:
+            store = self._connectors[name]
             with suppress(SmpError):  # what stays is encrypted, unfinished and unknown to the index
                 store.discard(key, records[name])
             with suppress(SmpError):
                 store.delete(key)
 
-    def delete(self, key: str) -> dict[str, SmpError | None]:
-        """Remove the object `key` from every store. Returns for each the error that kept it from that; absent is removed."""
+        self.waiting.ask_all({name: partial(act, name) for name in self._connectors})
 
-        def act(store: CloudConnector) -> SmpError | None:
-            try:
-                with suppress(MissingError):
-                    store.delete(key)
-            except SmpError as error:
-                return error
-            return None
+    def delete(self, key: str, names: Iterable[str] | None = None) -> dict[str, SmpError | None]:
+        """Remove the object `key` from every store, or those named.
 
-        return self.ask_all(act)
+        Returns for each the error that kept it from that; absent is removed.
+        """
+
+        def act(store: CloudConnector) -> None:
+            with suppress(MissingError):
+                store.delete(key)
+
+        return self.ask_all(act, names)
 
     def _digest_names(self) -> set[str]:
         return set().union(*(store.capabilities.native_digests for store in self._connectors.values()))
@@ -191,17 +203,17 @@ class ConnectorManager:
             missing = self.quorum - work.taken()
             if len(work.targets) < missing:
                 break
-            work.send(produce, max(0, min(len(work.targets), missing)), self._stall_timeout)
+            work.send(produce, max(0, min(len(work.targets), missing)), self.waiting.stall_timeout)
             if not work.targets:
                 break
-        end = time.monotonic() + _LEFT_ALONE
+        end = time.monotonic() + LEFT_ALONE
         for name in (*work.targets, *work.hanging):
             error = work.errors[name]
             if error is not None:
-                self._left_alone[name] = (error, end)
+                self._given_up[name] = (error, end)
         if work.item is None and work.taken() >= self.quorum:
             work.targets = {}  # enough say that they have the object: it is read once more, to see whether it is this one
-            work.send(produce, 0, self._stall_timeout)
+            work.send(produce, 0, self.waiting.stall_timeout)
 
     def _judge(self, work: _Work, *, withdraw: bool) -> ObjectStatus:
         """Return where the object is. Raises if that is not enough."""
@@ -221,9 +233,18 @@ class ConnectorManager:
         message = f"{able} of {len(replicas)} stores can take the object, {self.quorum} must ({reasons})"
         raise _in_common([*errors.values()], message) or QuorumError(message)
 
-    def verify(self, item: StoredObject) -> ObjectStatus:
-        """Ask every store for its own digest of `item`. A store that cannot be asked is reported, never taken as empty."""
-        return ObjectStatus(item, self.ask_all(lambda store: _check(store, item)))
+    def verify(self, item: StoredObject, names: Iterable[str] | None = None) -> ObjectStatus:
+        """Ask every store, or those named, for its own digest of `item`.
+
+        A store that cannot be asked is reported, never taken as empty.
+        """
+        # Some read the object for that, and give no sign of life meanwhile.
+        answers = self.ask_all(lambda store: _check(store, item), names, allowance=item.size / _READ_FOR_DIGEST)
+        replicas = {
+            name: Replica(ReplicaState.UNREACHABLE, str(answer)) if isinstance(answer, SmpError) else answer
+            for name, answer in answers.items()
+        }
+        return ObjectStatus(item, replicas)
 
     def repair(self, item: StoredObject) -> ObjectStatus:
         """Copy `item` from an intact replica to each store where it is damaged or missing. Returns how it is afterwards.
@@ -241,20 +262,23 @@ class ConnectorManager:
             reasons = [f"{name}: {replica.reason}" for name, replica in before.replicas.items()]
             unreachable = any(replica.state is ReplicaState.UNREACHABLE for replica in before.replicas.values())
             raise _unavailable(item, reasons, may_return=unreachable)
-        return self.verify(self.mend(before))
+        return self.verify(self.mend(before)[0])
 
-    def mend(self, status: ObjectStatus) -> StoredObject:
+    def mend(self, status: ObjectStatus) -> tuple[StoredObject, dict[str, SmpError]]:
         """Copy an object from a replica that is intact, by `status`, to each store where it is damaged or missing.
 
-        Returns the object, with the digests of stores that were not there when it was stored, too. Where it did not work the
-        next check tells.
+        Returns the object, with the digests of stores that were not there when it was stored, too; and for each store into
+        which it could not be copied the error that kept it from that.
         """
-        item = status.object
+        item, failed = status.object, {}
         sources = [name for name, replica in status.replicas.items() if replica.state is ReplicaState.INTACT]
         for name, replica in status.replicas.items():
             if replica.state in (ReplicaState.DAMAGED, ReplicaState.MISSING):
-                item = self._copy(item, sources, name)
-        return item
+                try:
+                    item = self._copy(item, sources, name)
+                except SmpError as error:
+                    failed[name] = error
+        return item, failed
 
     def fetch(self, item: StoredObject, path: Path | str, *, overwrite: bool = False) -> str:
         """Write `item` to the new file `path` from the first store that gives it intact. Returns the name of that store.
@@ -266,11 +290,12 @@ class ConnectorManager:
         """
         reasons, may_return = [], False
         with atomic_write(Path(path), overwrite=overwrite) as file:
-            for name, store in self._connectors.items():
+            for replicas in one_by_one(self._connectors, item, self.waiting):
                 file.seek(0)
                 file.truncate()
+                name = replicas.names[0]
                 try:
-                    read_raw(Replicas({name: store}, item), file)
+                    read_raw(replicas, file)
                 except SmpError as error:  # of the store: what goes wrong with the file is no SmpError here
                     reasons.append(f"{name}: {error}")
                     may_return = may_return or error.retryable
@@ -279,33 +304,58 @@ class ConnectorManager:
             raise _unavailable(item, reasons, may_return=may_return)
 
     def _copy(self, item: StoredObject, sources: Sequence[str], target: str) -> StoredObject:
-        """Copy `item` into the store `target` from the first of `sources` that gives it intact, if any does.
+        """Copy `item` into the store `target` from the first of `sources` that gives it intact.
 
-        Returns `item`, with the digests by which `target` will prove it.
+        Returns `item`, with the digests by which `target` will prove it. Raises what went wrong last if none does.
         """
-        for source in sources:
-            digester = Digester(self._connectors[target].capabilities.native_digests)
-            # No more than that: a source that never ends would fill the target.
-            blocks = digester.through(at_most(item.size, self._connectors[source].get(item.key, length=item.size)))
+        problem: SmpError = ObjectLostError("no store has an intact copy")
+        for copy in one_by_one({name: self._connectors[name] for name in sources}, item, self.waiting):
+            blocks = (data for _, _, data in copy.ranges(0, item.size))
             try:
-                self._connectors[target].put(item.key, blocks, digests=item.digests, if_absent=False)
-            except SmpError:  # the check after the repair reports what is still wrong, and why
+                digests = self.put_into(target, item.key, blocks, expected=item.digests)
+            except SmpError as error:
+                problem = error
                 continue
-            return replace(item, digests=digester.hexdigests() | item.digests)
-        return item
+            return replace(item, digests={**digests, **item.digests})
+        raise problem
+
+    def put_into(
+        self, name: str, key: str, blocks: Iterable[bytes], *, expected: Digests | None = None, overwrite: bool = True
+    ) -> Digests:
+        """Store `blocks` under `key` in the store `name` alone. Returns its digests, and raises what kept the store from it.
+
+        Args:
+            name: Of the store.
+            key: Of the object.
+            blocks: Read once.
+            expected: Nothing is stored unless the object has these digests.
+            overwrite: Replace what is under `key`.
+        """
+        digester = Digester({*self._connectors[name].capabilities.native_digests, *(expected or ())})
+        store = {name: self._connectors[name]}
+        broadcast = Broadcast(store, key, needed=1, stall_timeout=self.waiting.stall_timeout, overwrite=overwrite)
+        with broadcast, suppress(TooFewError):
+            for data in cut_into_parts(blocks):
+                part = Part.of(data)
+                broadcast.send(part)
+                digester.add_part(part)
+            refuse_other(digester.hexdigests(), expected)
+            broadcast.finish()
+        error = broadcast.outcome()[name]
+        if error is not None:
+            raise error
+        return digester.hexdigests()
 
     def _withdraw(self, key: str, *, besides: set[str]) -> None:
         """Remove an object from every store but those that hang: one that gave no answer may have it all the same."""
-        for name, store in self._connectors.items():
-            if name not in besides:
-                with suppress(SmpError):  # it cannot be helped, and the error that led here tells the rest
-                    store.delete(key)
+        self.delete(key, self._connectors.keys() - besides)  # what fails cannot be helped, and the error that led here is told
 
-    def ask_all(self, act: Callable[[CloudConnector], _Result]) -> dict[str, _Result]:
-        """Return what `act` returns for each store, by name; all at once. What it raises is raised."""
-        with ThreadPoolExecutor(len(self._connectors)) as pool:
-            futures = {name: pool.submit(act, store) for name, store in self._connectors.items()}
-            return {name: future.result() for name, future in futures.items()}
+    def ask_all(
+        self, act: Callable[[CloudConnector], _Result], names: Iterable[str] | None = None, *, allowance: float = 0.0
+    ) -> dict[str, _Result | SmpError]:
+        """Return what `act` returns for each store, or those named, or the SmpError that it raises; see Waiting.ask_all."""
+        chosen = self._connectors if names is None else {name: self._connectors[name] for name in names}
+        return self.waiting.ask_all({name: partial(act, store) for name, store in chosen.items()}, allowance=allowance)
 
 
 def _unavailable(item: StoredObject, reasons: list[str], *, may_return: bool) -> SmpError:
@@ -359,15 +409,6 @@ class _Work:
             for name, store in self.targets.items()
             if name not in self.hanging and (error := self.errors[name]) is not None and error.retryable
         }
-
-
-def _has(store: CloudConnector, key: str) -> bool:
-    """Return whether the store has an object of that key. One that does not answer is asked again by the put."""
-    try:
-        store.stat(key)
-    except SmpError:
-        return False
-    return True
 
 
 def _replica(store: CloudConnector, item: StoredObject | None, error: SmpError | None) -> Replica:

@@ -53,7 +53,7 @@ class Pack:
         """Whether the next file belongs into another pack."""
         return len(self._archive) >= PACK_SIZE - LARGEST_IN_PACK
 
-    def add(self, name: str, data: bytes, mtime_ns: int | None, sha256: str) -> None:
+    def add(self, name: str, data: bytes | memoryview, mtime_ns: int | None, sha256: str) -> None:
         """Add a file.
 
         Args:

@@ -7,13 +7,13 @@ of it is there.
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from secure_media_processor.cloud.digests import Digester, refuse_other
+from secure_media_processor.cloud.waiting import Waiting, in_turn, moved
 from secure_media_processor.core.container import LEAD_SIZE, MAX_TRAILER, Original, header_length, parse_header
 from secure_media_processor.core.payload import CHUNK, HEAD_SIZE, SEALED_CHUNK, ChunkCipher
 from secure_media_processor.core.recipients import unwrap_file_key
@@ -46,13 +46,28 @@ _TAG = SEALED_CHUNK - CHUNK
 
 
 class Replicas:
-    """The copies of one object. Stores that fail or lie are not asked again."""
+    """The copies of one object. Stores that fail or lie are not asked again, and where one is slow another is asked besides."""
 
-    def __init__(self, stores: Mapping[str, CloudConnector], item: StoredObject) -> None:
-        """Read `item` from `stores`, the first one first."""
+    def __init__(
+        self, stores: Mapping[str, CloudConnector], item: StoredObject, waiting: Waiting | None = None, *, others: bool = False
+    ) -> None:
+        """Read `item` from `stores`, the first one first.
+
+        Args:
+            stores: By name.
+            item: The object.
+            waiting: How long to wait for a store.
+            others: Whether the caller has other stores to turn to when all of these are slow.
+        """
         self.item = item
+        self._waiting, self._others = waiting or Waiting(), others
         self._stores = dict(stores)
         self._errors: dict[str, SmpError] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The stores that are asked."""
+        return list(self._stores)
 
     def give_up(self, name: str, error: SmpError) -> None:
         """Do not ask the store `name` any more."""
@@ -67,35 +82,29 @@ class Replicas:
             TransientError: no store does, and some did not answer.
             WrongKeyError: SealedObject.open found in all of them an object for other keys.
         """
-        for name, store in list(self._stores.items()):
-            try:
-                data = take(store.get(self.item.key, offset=offset, length=length), length)
-                if len(data) != length:
-                    raise TruncatedError(f"the object ends at byte {offset + len(data)} of {self.item.size}")
-            except SmpError as error:
-                self.give_up(name, error)
-            else:
-                return name, data
-        raise self.unavailable()
+
+        def get(store: CloudConnector) -> bytes:
+            data = take(store.get(self.item.key, offset=offset, length=length), length)
+            if len(data) != length:
+                raise TruncatedError(f"the object ends at byte {offset + len(data)} of {self.item.size}")
+            return data
+
+        acts = [(name, partial(get, store)) for name, store in list(self._stores.items())]
+        found = self._waiting.first(acts, self.give_up, others=self._others)
+        if found is None:
+            raise self.unavailable()
+        return found
 
     def ranges(self, start: int, end: int) -> Iterator[tuple[int, str, bytes]]:
-        """Yield the bytes from `start` to `end`: the offset of each range, the store that it came from, and the bytes.
+        """Return the bytes from `start` to `end`: the offset of each range, the store that it came from, and the bytes.
 
         The next ranges are fetched meanwhile. Raises as fetch.
         """
-        pending: deque[tuple[int, Future[tuple[str, bytes]]]] = deque()
-        pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="cloud-get")
-        try:
-            for offset in range(start, end, _RANGE):
-                pending.append((offset, pool.submit(self.fetch, offset, min(_RANGE, end - offset))))
-                if len(pending) == _PARALLEL:
-                    at, future = pending.popleft()
-                    yield (at, *future.result())
-            while pending:
-                at, future = pending.popleft()
-                yield (at, *future.result())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # whoever turns away does not wait for what is on its way
+
+        def fetch(offset: int) -> tuple[int, str, bytes]:
+            return offset, *self.fetch(offset, min(_RANGE, end - offset))
+
+        return in_turn(fetch, range(start, end, _RANGE), _PARALLEL)
 
     def unavailable(self) -> SmpError:
         """Return the error that says why no store gives the object."""
@@ -105,6 +114,17 @@ class Replicas:
         reasons = "; ".join(f"{name}: {error}" for name, error in self._errors.items())
         message = f"no store gives the object {self.item.key} intact ({reasons or 'there is no store'})"
         return TransientError(message) if any(error.retryable for error in errors) else ObjectLostError(message)
+
+
+def one_by_one(stores: Mapping[str, CloudConnector], item: StoredObject, waiting: Waiting) -> Iterator[Replicas]:
+    """Yield each copy of `item` by itself: which of two is the right one shows only when all of it is there.
+
+    Those of stores that are left alone come last.
+    """
+    alone = waiting.left_alone()
+    names = sorted(stores, key=lambda name: name in alone)
+    for name in names:
+        yield Replicas({name: stores[name]}, item, waiting, others=name != names[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +278,7 @@ def at_most(most: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
     size = 0
     for block in blocks:
         size += len(block)
+        moved(len(block))
         if size > most:
             raise IntegrityError("the store sends more than it was asked for")
         yield block

@@ -7,22 +7,32 @@ holds what the stores hold, encrypted.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import islice
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from secure_media_processor.cloud.digests import Digester, Part, cut_into_parts
 from secure_media_processor.cloud.index import MAX_RECORD, PREFIX, Index, Record, key_of
 from secure_media_processor.cloud.objects import ReplicaState, StoredObject
 from secure_media_processor.cloud.reading import take
+from secure_media_processor.cloud.waiting import LISTED, in_turn, moved
 from secure_media_processor.core.files import locked_folder, make_private_folder, os_errors, write_file
-from secure_media_processor.errors import ExistsError, IntegrityError, MissingError, SmpError, TransientError, UsageError
+from secure_media_processor.errors import (
+    ExistsError,
+    FileAccessError,
+    IntegrityError,
+    MissingError,
+    NoSpaceError,
+    SmpError,
+    TransientError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
@@ -35,6 +45,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _MANY = 48
 # Records that are fetched at the same time, by a machine that sees the index for the first time.
 _PARALLEL = 4
+_LARGE = 4 << 20  # bytes
 # Objects that a store may list. Somebody who fills it with more wants to fill our memory.
 _MOST = 2_000_000
 # While records are listed and fetched another machine may put one in place of many.
@@ -65,6 +76,8 @@ class IndexRecords:
         self._recipients, self._identities = recipients, identities
         self._opened: dict[str, Record] = {}
         self._listed: dict[str, set[str]] = {}
+        self._large: set[str] = set()
+        """Ids of records of which several at once would take much memory."""
         self._vanished: dict[tuple[str, str], MissingError] = {}
         self.present: dict[str, dict[str, int]] = {}
         """Store → key of each object there, without records → its size; as of the last reading that asked for it."""
@@ -72,6 +85,10 @@ class IndexRecords:
         """Stores that did not answer when the index was read last, and why."""
         self.unreadable: dict[str, dict[str, SmpError]] = {}
         """Store → id of each record there that is damaged, or for other keys, and why."""
+        self.memory_error: SmpError | None = None
+        """Why this machine cannot remember what was read; None if it can."""
+        self._unsaved: dict[str, bytes] = {}
+        """Id → record of which there can be no copy on this machine."""
 
     @property
     def complete(self) -> bool:
@@ -93,6 +110,22 @@ class IndexRecords:
                 continue
             return self._merged(self._known())
         raise TransientError("the index changes all the time", hint="try again when nothing else writes to these stores")
+
+    def need_memory(self) -> None:
+        """Raise FileAccessError, NoSpaceError or the like unless this machine can remember what it reads and writes.
+
+        What is only read can be read without. To be called before anything is changed in the stores.
+        """
+        try:
+            if self.memory_error is not None:
+                raise self.memory_error
+            for folder in (self._folder / "records", self._folder / "seen"):
+                make_private_folder(folder)
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise FileAccessError(f"nothing can be written into {folder}")
+        except SmpError as error:
+            hint = "without it nothing is changed in the stores; the setting cloud_state can name another folder"
+            raise type(error)(str(error), hint=hint) from error
 
     def write(self, index: Index, record: Record) -> ObjectStatus:
         """Store `record`, and merge it into `index`. Every now and then one record takes the place of all.
@@ -159,7 +192,7 @@ class IndexRecords:
             for record_id in ids:
                 try:
                     with suppress(ExistsError):
-                        self._manager.connectors[name].put(key_of(record_id), [self._sealed(record_id)])
+                        self._manager.put_into(name, key_of(record_id), [self._sealed(record_id)], overwrite=False)
                     self._listed[name].add(record_id)
                 except SmpError as error:
                     failed[name].append(error)
@@ -170,7 +203,7 @@ class IndexRecords:
         """Replace a record that is damaged in a store. What goes wrong shows when it is checked again."""
         with suppress(SmpError):
             sealed = self._sealed(record.key.removeprefix(PREFIX))
-            self._manager.connectors[name].put(record.key, [sealed], if_absent=False)
+            self._manager.put_into(name, record.key, [sealed])
 
     def objects(self) -> list[tuple[StoredObject, list[str]]]:
         """Return the records that some store lists as objects, to be checked like others, each with where it should be.
@@ -194,19 +227,20 @@ class IndexRecords:
     def _list(self, prefix: str) -> None:
         """Ask each store what it has."""
 
-        def listing(store: CloudConnector) -> dict[str, int] | SmpError:
-            try:
-                sizes = {info.key: info.size for info in islice(store.list(prefix), _MOST + 1)}
-            except SmpError as error:
-                return error
-            if len(sizes) > _MOST:
-                return IntegrityError(f"it lists more than {_MOST} objects", hint="somebody else has put them there")
+        def listing(store: CloudConnector) -> dict[str, int]:
+            sizes: dict[str, int] = {}
+            for info in store.list(prefix):
+                moved(LISTED)
+                sizes[info.key] = info.size
+                if len(sizes) > _MOST:
+                    raise IntegrityError(f"it lists more than {_MOST} objects", hint="somebody else has put them there")
             return sizes
 
         answers = self._manager.ask_all(listing)
         self.unreachable = {name: answer for name, answer in answers.items() if isinstance(answer, SmpError)}
         found = {name: answer for name, answer in answers.items() if not isinstance(answer, SmpError)}
         self._listed = {name: {i for key, size in sizes.items() if (i := _id(key, size))} for name, sizes in found.items()}
+        self._large = {i for sizes in found.values() for key, size in sizes.items() if size > _LARGE and (i := _id(key, size))}
         self.present = {
             name: {key: size for key, size in sizes.items() if not key.startswith(PREFIX)} for name, sizes in found.items()
         }
@@ -236,40 +270,47 @@ class IndexRecords:
                 self._opened[record_id] = Record.open(record_id, self._copy(record_id).read_bytes(), self._identities)
             except (OSError, IntegrityError):  # not here yet, or the copy has suffered: the stores have it
                 fetch.append(record_id)
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(self._fetch, [record_id for record_id in fetch if record_id in listed]))
+        fetch = [record_id for record_id in fetch if record_id in listed]
+        small = [record_id for record_id in fetch if record_id not in self._large]
+        for ids, at_once in ((small, _PARALLEL), ([*self._large.intersection(fetch)], 1)):
+            for _ in in_turn(self._fetch, ids, at_once):
+                pass
         for name in self._listed:
-            self._remember(name)
+            with self._without_memory_if_need_be():
+                self._remember(name)
         self._refuse_silence()
 
     def _fetch(self, record_id: str) -> None:
-        """Open a record from the first store in which it is sound. Raises MissingError if it has vanished everywhere."""
-        missing: MissingError | None = None
+        """Open a record from the first store that gives it sound. Raises MissingError if it has vanished everywhere."""
+        missing: list[MissingError] = []
         unreachable: dict[str, SmpError] = {}
-        for name, listed in list(self._listed.items()):
-            if record_id not in listed:
-                continue
-            try:
-                sealed = take(self._manager.connectors[name].get(key_of(record_id), length=MAX_RECORD), MAX_RECORD)
-                self._opened[record_id] = Record.open(record_id, sealed, self._identities)
-            except MissingError as error:
-                if (name, record_id) in self._vanished:  # the store lists what it has not
-                    self.unreadable.setdefault(name, {})[record_id] = error
-                else:
-                    self._vanished[name, record_id] = missing = error
-            except SmpError as error:
-                if error.retryable:  # then nobody knows what it would have told
-                    unreachable[name] = error
-                else:
-                    self.unreadable.setdefault(name, {})[record_id] = error
-            else:
+
+        def get(store: CloudConnector) -> tuple[bytes, Record]:
+            sealed = take(store.get(key_of(record_id), length=MAX_RECORD), MAX_RECORD)
+            return sealed, Record.open(record_id, sealed, self._identities)
+
+        def failed(name: str, error: SmpError) -> None:
+            if error.retryable:  # then nobody knows what it would have told
+                unreachable[name] = error
+            elif isinstance(error, MissingError) and (name, record_id) not in self._vanished:
+                self._vanished[name, record_id] = error
+                missing.append(error)
+            else:  # also if the store lists what it has not
+                self.unreadable.setdefault(name, {})[record_id] = error
+
+        holders = [name for name, listed in list(self._listed.items()) if record_id in listed]
+        found = self._manager.waiting.first([(name, partial(get, self._manager.connectors[name])) for name in holders], failed)
+        if found is not None:
+            _, (sealed, self._opened[record_id]) = found
+            self._unsaved[record_id] = sealed
+            with self._without_memory_if_need_be():
                 self._keep(record_id, sealed)
-                return
+            return
         for name, problem in unreachable.items():
             self.unreachable[name] = problem
             self._listed.pop(name, None)
-        if missing is not None:
-            raise missing
+        if missing:
+            raise missing[0]
 
     def _merged(self, ids: Iterable[str]) -> Index:
         index = Index()
@@ -280,8 +321,8 @@ class IndexRecords:
     def _forget(self, name: str, ids: Iterable[str]) -> None:
         """Remove records from a store that has the one that took their place."""
         for record_id in set(ids) & self._listed[name]:
-            with suppress(SmpError):  # it costs a little time at each reading, and no harm
-                self._manager.connectors[name].delete(key_of(record_id))
+            # What fails costs a little time at each reading, and no harm.
+            if self._manager.delete(key_of(record_id), [name])[name] is None:
                 self._listed[name].discard(record_id)
         self._remember(name, forget=set(ids))
         for record_id in ids:
@@ -292,11 +333,22 @@ class IndexRecords:
     def _copy(self, record_id: str) -> Path:
         return self._folder / "records" / f"{record_id}.smp"
 
+    @contextmanager
+    def _without_memory_if_need_be(self) -> Iterator[None]:
+        """Go on if the folder of the copy cannot be written, as on a disk that is read-only."""
+        try:
+            yield
+        except (FileAccessError, MissingError, NoSpaceError) as error:
+            self.memory_error = error
+
     def _keep(self, record_id: str, sealed: bytes) -> None:
         make_private_folder(self._folder / "records")
         write_file(self._copy(record_id), sealed, overwrite=True)
+        self._unsaved.pop(record_id, None)
 
     def _sealed(self, record_id: str) -> bytes:
+        if record_id in self._unsaved:
+            return self._unsaved[record_id]
         with os_errors(f"read {self._copy(record_id)}"):
             return self._copy(record_id).read_bytes()
 

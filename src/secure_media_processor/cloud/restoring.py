@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from typing import TYPE_CHECKING, BinaryIO
 
-from secure_media_processor.cloud.reading import Replicas, SealedObject, read_container, read_raw
+from secure_media_processor.cloud.reading import Replicas, SealedObject, one_by_one, read_container, read_raw
+from secure_media_processor.cloud.waiting import Waiting
 from secure_media_processor.core.container import MAX_TRAILER
 from secure_media_processor.core.files import COPY_BLOCK, atomic_write_below, resumable_write
 from secure_media_processor.core.payload import CHUNK
@@ -54,6 +55,7 @@ class Restorer:
     content_ids: Callable[[bytes], Sequence[str]]
     """Returns what may stand in the index (IndexedFile.content) for data with a SHA-256."""
     overwrite: bool = False
+    waiting: Waiting = field(default_factory=Waiting)
 
     def restore(
         self, wanted: Sequence[Wanted], root: Path, *, progress: Callable[[int], None] | None = None
@@ -87,7 +89,7 @@ class Restorer:
             return
         token = sha256(f"{one.item.key}/{one.target.name}".encode()).hexdigest()[:16]
         restore_container(
-            Replicas(self.stores, one.item),
+            Replicas(self.stores, one.item, self.waiting),
             self.identities,
             one.target,
             token,
@@ -103,7 +105,7 @@ class Restorer:
         _set_times(file, one.file)
 
     def _open(self, one: Wanted) -> SealedObject:
-        return SealedObject.open(Replicas(self.stores, one.item), self.identities, file_id=one.file_id)
+        return SealedObject.open(Replicas(self.stores, one.item, self.waiting), self.identities, file_id=one.file_id)
 
     def _refuse_other(self, one: Wanted, digest: bytes) -> None:
         """Raise IntegrityError unless the data with this SHA-256 is what the index says the file is."""
@@ -113,11 +115,12 @@ class Restorer:
     def _copy_raw(self, one: Wanted, file: BinaryIO, progress: Callable[[int], None] | None) -> None:
         """Write an object as it is, from the first store that gives it whole and right."""
         replicas = Replicas(self.stores, one.item)
-        for name, store in self.stores.items():
+        for copy in one_by_one(self.stores, one.item, self.waiting):
             file.seek(0)
             file.truncate()
+            name = copy.names[0]
             try:
-                read_raw(Replicas({name: store}, one.item), file, progress=progress)
+                read_raw(copy, file, progress=progress)
             except SmpError as error:
                 replicas.give_up(name, error)
             else:

@@ -1,8 +1,9 @@
 """The stores a user has named, and the kinds of stores there are.
 
 What a store needs to know stands in a file, `stores.json` in the user's configuration folder: the kind, and options such as a
-bucket or a folder. Secrets never stand there, only where they are found (a profile, a file). A kind is a `StoreKind` under an
-entry point of the group ``smp.connectors``; ours are registered as anybody's are, and none is imported before it is used.
+bucket or a folder. Secrets never stand there, only where they are found (a profile, a file, the keyring). A kind is a
+`StoreKind` under an entry point of the group ``smp.connectors``; ours are registered as anybody's are, and none is imported
+before it is used.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from secure_media_processor.cloud.credentials import OPTION, is_in_keyring, named
+from secure_media_processor.cloud.waiting import moved
 from secure_media_processor.cloud.wrappers import Paced, Patience, Retrying
 from secure_media_processor.core.files import (
     locked_folder,
@@ -29,7 +33,6 @@ from secure_media_processor.errors import ConfigError, MissingError, MissingExtr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from secure_media_processor.cloud.connectors.base import CloudConnector
 
@@ -56,7 +59,7 @@ class StoreKind:
     requests_per_second: float
     """What a provider bears from one account."""
     paths: frozenset[str] = frozenset()
-    """The options that are paths; they are made absolute when a store is added."""
+    """The options that are paths; they are made absolute when a store is added. `credentials` may name the keyring instead."""
     prepare: Callable[[Mapping[str, str]], object] | None = None
     """What is to be done once, when a store is added."""
 
@@ -79,9 +82,16 @@ class Store:
         kind = find_kind(self.kind)
         check_options(self.kind, kind, self.options)
         own = {name: value for name, value in self.options.items() if name in kind.options}
+        if OPTION in own:
+            own[OPTION] = named(own[OPTION], self.name)
         rate = _rate(self.options, "requests-per-second") or kind.requests_per_second
         limiter = RateLimiter(rate, max(1.0, 2 * rate))
-        store = kind.open(own, limiter.acquire)
+
+        def before_request() -> None:
+            moved()  # as long as it asks for more, a store that lists page by page has answered so far
+            limiter.acquire()
+
+        store = kind.open(own, before_request)
         bandwidth = _rate(self.options, "bytes-per-second")
         if bandwidth is not None:
             store = Paced(store, RateLimiter(bandwidth, bandwidth))
@@ -120,6 +130,17 @@ def check_options(name: str, kind: StoreKind, options: Mapping[str, str]) -> Non
         raise UsageError(f"stores of kind {name} {problem}", hint=hint)
     for option in EVERY_KIND:
         _rate(options, option)
+
+
+def with_absolute_paths(kind: StoreKind, options: Mapping[str, str]) -> dict[str, str]:
+    """Return `options` so that they mean the same in every working directory."""
+
+    def is_path(name: str, value: str) -> bool:
+        return name in kind.paths and not (name == OPTION and is_in_keyring(value))
+
+    return {
+        name: str(Path(value).expanduser().absolute()) if is_path(name, value) else value for name, value in options.items()
+    }
 
 
 def _rate(options: Mapping[str, str], name: str) -> float | None:

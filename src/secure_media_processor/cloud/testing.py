@@ -86,6 +86,22 @@ class ConnectorConformance:
             connector.put("digest", [b"data"], digests=wrong, if_absent=False)
         assert b"".join(connector.get("digest")) == b"old"
 
+    def test_wrong_digests_replace_nothing_that_takes_several_parts(self, connector: CloudConnector) -> None:
+        """Nor does an upload that was cut off and goes on so."""
+        data = secrets.token_bytes(17 * 1024 * 1024 + 5)
+        wrong = {"sha256": sha256(b"other").hexdigest()}
+        connector.put("digest", [b"old"])
+        with pytest.raises(IntegrityError):
+            connector.put("digest", _blocks(data), digests=wrong, if_absent=False)
+        record = _Record()
+        with pytest.raises(TransientError):
+            connector.put("digest", _cut_off(data, 16_900_000, TransientError("cut")), if_absent=False, resume=record)
+        with pytest.raises(IntegrityError):
+            connector.put("digest", _blocks(data), digests=wrong, if_absent=False, resume=record)
+        assert record.load() == {}
+        assert [info.key for info in connector.list()] == ["digest"]
+        assert b"".join(connector.get("digest")) == b"old"
+
     def test_right_digests_are_accepted(self, connector: CloudConnector) -> None:
         """And given back."""
         digester = Digester(connector.capabilities.native_digests | {"sha256"})

@@ -20,7 +20,7 @@ from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.cloud.transfer import is_encrypted
 from secure_media_processor.core.container import MAX_INTEGER
 from secure_media_processor.core.files import open_source, os_errors, read_full
-from secure_media_processor.errors import FileAccessError, SmpError, SourceChangedError, UsageError
+from secure_media_processor.errors import FileAccessError, SmpError, SourceChangedError, TransientError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _PACKS_UNDER_WAY = 1
 # Seconds after which what is stored is written into the index, so that little is lost when the process dies.
 _WRITE_DOWN_AFTER = 30.0
+# Seconds after which an upload makes sure that nobody has taken what it sent for left behind; far less than pruning.GRACE.
+_LONG = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,26 @@ class Source:
 class UploadRun:
     """One upload of many files. A context manager: leaving it writes down what is stored, whatever happened."""
 
-    def __init__(self, archive: Archive, index: Index, progress: Callable[[int], None] | None) -> None:
-        """Store files in `archive`, whose index is `index`; `progress` is called with the bytes read since the last call."""
+    def __init__(
+        self,
+        archive: Archive,
+        index: Index,
+        progress: Callable[[int], None] | None,
+        is_leaving: Callable[[str], bool] = lambda _name: False,
+    ) -> None:
+        """Store files in `archive`, whose index is `index`.
+
+        Args:
+            archive: Where to.
+            index: As it is now.
+            progress: Called with the bytes read since the last call.
+            is_leaving: See Archive.upload.
+        """
         self._archive, self._index, self._progress = archive, index, progress
+        self._taken = {file.name for file in index.files() if not is_leaving(file.name)}
+        """Names of files, there or planned."""
+        self._folders = {folder for name in self._taken for folder in _folders(name)}
+        """Names of the folders that they lie in."""
         self._uploader = archive.uploader(index)
         self._by_content = {file.content: file for file in index.files()}
         self._sizes = {file.size for file in index.files()}
@@ -67,6 +86,10 @@ class UploadRun:
         self._pool = ThreadPoolExecutor(_PACKS_UNDER_WAY, thread_name_prefix="cloud-pack")
         self._under_way: dict[str, tuple[list[IndexedFile], Future[IndexedObject]]] = {}
         self._linked: list[Source] = []
+        self._begun = time.time()
+        journals = self._uploader.journals
+        self._goes_on = journals.is_dir() and any(journals.iterdir())
+        """Whether objects may be written down that were sent long ago, by an earlier process."""
 
     def __enter__(self) -> Self:
         return self
@@ -90,14 +113,27 @@ class UploadRun:
         try:
             if name in self._names:
                 raise UsageError(f"two files would have the name {name}", hint="store one of them under another name")
+            self._refuse_file_and_folder(name)
             status = _status(source.path)
         except SmpError as error:
             return Done(name, Action.FAILED, 0, error)
         self._names.add(name)
+        self._taken.add(name)
+        self._folders.update(_folders(name))
         known = self._index.file(name)
         now = (status.st_size, _mtime_ns(status))
         unchanged = known is not None and (known.size, known.mtime_ns) == now and self._usable(known)
         return Done(name, Action.UNCHANGED if unchanged else Action.STORED, status.st_size)
+
+    def _refuse_file_and_folder(self, name: str) -> None:
+        """Raise UsageError if a file of this name would have the name of a folder, or lie in one that is a file."""
+        if name in self._folders:
+            hint = f"store it under another name, or remove that folder with `smp rm -r {name}`"
+            raise UsageError(f"{name} cannot be stored: the archive has a folder of this name", hint=hint)
+        for folder in _folders(name):
+            if folder in self._taken:
+                hint = f"store it under another name, or remove that file with `smp rm {folder}`"
+                raise UsageError(f"{name} cannot be stored: {folder} is a file in the archive, and no folder", hint=hint)
 
     def take(self, source: Source) -> Iterator[Done]:
         """Store a file, or put it into a pack that is stored later."""
@@ -127,9 +163,11 @@ class UploadRun:
         To be called when all is written down. Whoever removes an object reads the index once more before it does: at least one
         of both sees the other.
         """
-        if not self._linked:
+        if not self._linked and not (self._goes_on or time.time() - self._begun > _LONG):
             return []
         now = self._archive.read_index()
+        if now.removed & self._sent:  # that took so long that somebody has taken them for left behind: see Archive.prune
+            raise TransientError("what was stored was removed by another machine meanwhile", hint="run the same command again")
         return [source for source in self._linked if (file := now.file(source.name)) is not None and file.object in now.removed]
 
     def write_down(self) -> None:
@@ -249,6 +287,11 @@ class UploadRun:
         return count
 
 
+def _folders(name: str) -> list[str]:
+    """Return the names of all folders that a file of this name lies in."""
+    return [name[:at] for at, character in enumerate(name) if character == "/"]
+
+
 def _name(name: str) -> str:
     """Return the name of a file in Unicode NFC. Raises UsageError if it cannot be one."""
     try:
@@ -270,7 +313,7 @@ def _mtime_ns(status: os.stat_result) -> int | None:
     return status.st_mtime_ns if 0 <= status.st_mtime_ns <= MAX_INTEGER else None
 
 
-def _read_small(path: Path) -> tuple[bytes, int | None]:
+def _read_small(path: Path) -> tuple[memoryview, int | None]:
     """Return the data and modification time of a small file. Raises SourceChangedError if it is being written."""
     with open_source(path) as file, os_errors(f"read {path}"):
         before = os.fstat(file.fileno())
@@ -279,7 +322,7 @@ def _read_small(path: Path) -> tuple[bytes, int | None]:
         after = os.fstat(file.fileno())
     if (size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise SourceChangedError(f"{path} was changed while it was being read")
-    return bytes(buffer[:size]), _mtime_ns(before)
+    return memoryview(buffer)[:size], _mtime_ns(before)
 
 
 def digest_of(path: Path) -> bytes:

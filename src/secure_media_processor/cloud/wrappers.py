@@ -15,7 +15,7 @@ import random
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 from secure_media_processor.cloud.connectors.base import CloudConnector, ObjectInfo
 from secure_media_processor.cloud.digests import Digester, refuse_other
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
+class PutOptions(TypedDict, total=False):
+    """The options of CloudConnector.put, which most wrappers only pass on."""
+
+    digests: Mapping[str, str] | None
+    if_absent: bool
+    resume: ResumeRecord | None
+
+
 class Wrapper(CloudConnector):
     """Passes everything on to another connector; the base of the wrappers below."""
 
@@ -44,17 +52,9 @@ class Wrapper(CloudConnector):
         """Those of the connector within."""
         return self._inner.capabilities
 
-    def put(
-        self,
-        key: str,
-        source: Iterable[bytes],
-        *,
-        digests: Mapping[str, str] | None = None,
-        if_absent: bool = True,
-        resume: ResumeRecord | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, source: Iterable[bytes], **options: Unpack[PutOptions]) -> ObjectInfo:
         """Store an object; see CloudConnector."""
-        return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
+        return self._inner.put(key, source, **options)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -129,29 +129,21 @@ class Retrying(Wrapper):
         self._patience = patience or Patience()
         self._limiter, self._clock, self._sleep = limiter, clock, sleep
 
-    def put(
-        self,
-        key: str,
-        source: Iterable[bytes],
-        *,
-        digests: Mapping[str, str] | None = None,
-        if_absent: bool = True,
-        resume: ResumeRecord | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, source: Iterable[bytes], **options: Unpack[PutOptions]) -> ObjectInfo:
         """Store an object; see CloudConnector. A `source` that can be read only once, such as a generator, gets one try.
 
         If an answer was lost, a later try finds the key taken. Then the object is compared by digest: if it is this one, it has
         been stored.
         """
         if iter(source) is source:
-            return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
+            return self._inner.put(key, source, **options)
         tries = 0
 
         def attempt() -> ObjectInfo:
             nonlocal tries
             tries += 1
             try:
-                return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
+                return self._inner.put(key, source, **options)
             except ExistsError:
                 if tries == 1 or not self._holds(key, source):
                     raise
@@ -266,20 +258,12 @@ class Paced(Wrapper):
         super().__init__(inner)
         self._limiter = limiter
 
-    def put(
-        self,
-        key: str,
-        source: Iterable[bytes],
-        *,
-        digests: Mapping[str, str] | None = None,
-        if_absent: bool = True,
-        resume: ResumeRecord | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, source: Iterable[bytes], **options: Unpack[PutOptions]) -> ObjectInfo:
         """Store an object; see CloudConnector."""
         paced = _PacedSource(source, self._limiter)
         # What can be read only once must not look as if it could be read again.
         blocks = iter(paced) if iter(source) is source else paced
-        return self._inner.put(key, blocks, digests=digests, if_absent=if_absent, resume=resume)
+        return self._inner.put(key, blocks, **options)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""
@@ -344,18 +328,10 @@ class Audited(Wrapper):
         super().__init__(inner)
         self._log = log
 
-    def put(
-        self,
-        key: str,
-        source: Iterable[bytes],
-        *,
-        digests: Mapping[str, str] | None = None,
-        if_absent: bool = True,
-        resume: ResumeRecord | None = None,
-    ) -> ObjectInfo:
+    def put(self, key: str, source: Iterable[bytes], **options: Unpack[PutOptions]) -> ObjectInfo:
         """Store an object; see CloudConnector."""
         with self._recorded("cloud.put", key):
-            return self._inner.put(key, source, digests=digests, if_absent=if_absent, resume=resume)
+            return self._inner.put(key, source, **options)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector."""

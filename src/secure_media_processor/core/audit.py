@@ -127,6 +127,9 @@ class AuditLog:
             self.check()
         except SmpError as error:
             if on_failure is None:
+                if isinstance(error, FileAccessError):  # on a disk that is read-only nothing else helps
+                    other = "go on without a record, with `smp -c audit_on_failure=warn`"
+                    error.hint = f"{error.hint}; or {other}" if error.hint else other
                 raise
             on_failure(error)
         try:

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from secure_media_processor.core.files import make_private_folder, open_source, os_errors, read_full, write_file
 from secure_media_processor.errors import ConfigError, MissingError
@@ -58,10 +57,10 @@ def _home(find: Callable[[str], Path], name: str) -> Path:
         raise ConfigError("this user has no home folder", hint=hint) from None
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every setting of the program. Made by get_settings, not by hand."""
 
-    model_config = SettingsConfigDict(env_prefix=_ENV_PREFIX, extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     keystore: AbsolutePath = Field(
         default_factory=lambda: _home(platformdirs.user_data_path, "keys"),
@@ -88,18 +87,6 @@ class Settings(BaseSettings):
         description="What to do when the audit log cannot be written: stop before doing anything, or warn and go on.",
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is the library's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values from what `load` hands over, already in order; nothing is read behind its back."""
-        return (init_settings,)
-
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -123,7 +110,7 @@ def load(flags: Mapping[str, Any] | None = None) -> Loaded:
     Raises:
         ConfigError: an unknown setting, a value that does not fit, or a project file that is not trusted.
     """
-    environment = EnvSettingsSource(Settings, env_ignore_empty=True)()
+    environment = {name: os.environ[variable] for name, variable in _variables().items() if os.environ.get(variable)}
     layers: list[tuple[str, Mapping[str, Any]]] = [("flag", flags or {}), ("environment", environment)]
     for path, needs_trust in ((project_file(), True), (user_file(), False)):
         data = _data(path)
@@ -203,7 +190,12 @@ _flags: dict[str, Any] = {}
 
 
 def _origin(layer: str, name: str) -> str:
-    return f"environment {_ENV_PREFIX}{name.upper()}" if layer == "environment" else layer
+    return f"environment {_variables()[name]}" if layer == "environment" else layer
+
+
+def _variables() -> dict[str, str]:
+    """Return setting → the variable of the environment that gives it."""
+    return {name: f"{_ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
 
 
 def _trust_file() -> Path:

@@ -139,7 +139,7 @@ def decrypt_file(
     source, target = Path(source), Path(target)
     with open_source(source) as data:
         refuse_same_file(source, target)
-        with atomic_write(target, overwrite=overwrite) as output, _about(source):
+        with atomic_write(target, overwrite=overwrite) as output, errors_about(source):
             container = decrypt_stream(_Named(data, source), output, identities, progress=progress)
             if container.original.mtime_ns is not None:
                 output.flush()
@@ -159,7 +159,7 @@ def decrypt_stream(
     `sink` is given authenticated bytes only, but gets the first of them before the last are known: what was written must be
     thrown away if this raises.
     """
-    header = _read_header(source)
+    header = read_header(source)
     file_key = unwrap_file_key(header, identities)
     counter = Progress(progress, done=len(header.raw))
     original = decrypt_payload(source, sink, file_key, header.prefix, offset=len(header.raw), progress=counter)
@@ -174,7 +174,7 @@ def verify_file(
 ) -> Container:
     """Read the encrypted file `source` to its end and check every byte, as decrypt_file does; write nothing."""
     source = Path(source)
-    with open_source(source) as data, _about(source):
+    with open_source(source) as data, errors_about(source):
         return decrypt_stream(_Named(data, source), None, identities, progress=progress)
 
 
@@ -238,8 +238,8 @@ def seal_stream(
 def read_file_id(source: Path | str) -> bytes:
     """Return the 16-byte file id of the encrypted file `source`, not authenticated. Raises IntegrityError if it is none."""
     source = Path(source)
-    with open_source(source) as data, _about(source):
-        return _read_header(_Named(data, source)).file_id
+    with open_source(source) as data, errors_about(source):
+        return read_header(_Named(data, source)).file_id
 
 
 NO_FACTS = Original(size=0, sha256="")
@@ -247,7 +247,7 @@ NO_FACTS = Original(size=0, sha256="")
 
 
 @contextmanager
-def _about(path: Path) -> Iterator[None]:
+def errors_about(path: Path) -> Iterator[None]:
     """Say in an error about the contents of a file which file it is."""
     try:
         yield
@@ -280,7 +280,8 @@ def describe_file(path: Path, file: FileIO) -> Original:
     return Original(size=0, sha256="", name=path.name, mtime_ns=mtime_ns, media_type=media_type)
 
 
-def _read_header(source: Source) -> Header:
+def read_header(source: Source) -> Header:
+    """Read the header of a container from `source`, which stands at its begin. Raises IntegrityError if there is none."""
     lead = bytearray(LEAD_SIZE)
     filled = read_full(source, memoryview(lead))
     rest = bytearray(header_length(bytes(lead[:filled])) - LEAD_SIZE)

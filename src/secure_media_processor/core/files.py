@@ -172,6 +172,33 @@ def atomic_write(target: Path, *, overwrite: bool = False) -> Iterator[BinaryIO]
         yield from _write_into(folder, target.name, overwrite=overwrite)
 
 
+def move_into_place(source: Path, target: Path, *, overwrite: bool = False) -> None:
+    """Give `source`, a finished file on the same file system, the name `target`, mode 0600. Raises as atomic_write.
+
+    For files that another program has written, and that are too large to be copied.
+    """
+    with open_folder(target) as folder, os_errors(f"write {target}"):
+        _refuse_unwritable(folder, target, overwrite=overwrite)
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, PRIVATE_FILE)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if overwrite:
+            os.replace(source, target.name, dst_dir_fd=folder)
+        else:
+            try:
+                os.link(source, target.name, dst_dir_fd=folder)  # fails if `target` exists; rename would replace it
+                os.unlink(source)
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                _refuse_existing(target.name, folder)
+                os.rename(source, target.name, dst_dir_fd=folder)
+        _sync_folder(folder)
+
+
 @contextmanager
 def resumable_write(target: Path, token: str, *, overwrite: bool = False, root: Path | None = None) -> Iterator[BinaryIO]:
     """As atomic_write, for work that is worth taking up again after it was cut off.

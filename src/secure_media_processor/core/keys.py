@@ -103,6 +103,10 @@ class SymmetricKey:
         """A key of 32 bytes under which equal files get equal ids in an index, and for nothing else."""
         return derive(self.secret, b"smp.v1 content id", _KEY_SIZE)
 
+    def pseudonym_key(self, project: str) -> bytes:
+        """Return the key of 32 bytes under which patients and UIDs get new names in `project`, any text, and for nothing else."""
+        return derive(self.secret, b"smp.v1 pseudonyms " + project.encode("utf-8", "surrogateescape"), _KEY_SIZE)
+
     def wrap(self, file_key: bytes, prefix: bytes) -> Stanza:
         """Return the stanza of type 1 that holds `file_key` for this key; see Recipient."""
         encryptor = Cobblestone256Encryptor(self.secret, _stanza_context(prefix))

@@ -16,7 +16,9 @@ import pytest
 from conftest import Ran
 from secure_media_processor import __version__
 from secure_media_processor.cli import crypto
-from secure_media_processor.cli.main import _COMMANDS, main
+from secure_media_processor.cli.lazy import LazyGroup
+from secure_media_processor.cli.main import main
+from secure_media_processor.cli.medical.group import medical
 
 HEAVY = {
     "asyncio", "boto3", "cryptography", "cv2", "importlib.metadata", "numpy", "platformdirs", "pydantic", "pydicom", "rich",
@@ -53,11 +55,12 @@ def test_encrypting_loads_what_it_needs_and_no_more(work: Path, key_file: Path) 
     assert loaded_by("encrypt", "in", "--key", str(key_file)) & needless == set()
 
 
-def test_the_table_of_commands_says_what_they_say_themselves() -> None:
-    context = click.Context(main)
-    for section in _COMMANDS.values():
+@pytest.mark.parametrize("group", [main, medical], ids=["smp", "smp medical"])
+def test_the_table_of_commands_says_what_they_say_themselves(group: LazyGroup) -> None:
+    context = click.Context(group)
+    for section in group.sections.values():
         for name, (_, _, line) in section.items():
-            command = main.get_command(context, name)
+            command = group.get_command(context, name)
             assert command is not None
             assert command.name == name
             assert command.get_short_help_str(limit=200) == line

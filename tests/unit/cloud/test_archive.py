@@ -1121,3 +1121,35 @@ def test_nothing_is_overwritten_or_led_elsewhere(world: World, size: int) -> Non
     assert done["y"] is None
     assert (out / "y").read_bytes() == sources[1].path.read_bytes()
     assert left_in(world.folder / "elsewhere") == set()
+
+
+def test_a_store_that_another_machine_calls_by_another_name(world: World) -> None:
+    """What no store has is never taken for well, and where an object is it is checked."""
+    source = world.file("x", LARGE)
+    world.upload(source, targets=["one", "two"])
+    key, ours = world.object_of("x"), world.stores
+    world.stores = {"eins": ours["one"], "zwei": ours["two"], "drei": ours["three"]}
+    assert world.machine("there").verify().worst is ObjectState.FULL
+    ours["one"].damage(key)
+    report = world.machine("there").verify()
+    assert troubles(report) == {(key, "eins"): ReplicaState.DAMAGED}
+    assert world.machine("there").repair().worst is ObjectState.FULL
+    assert ours["three"].objects == set()
+    for name in ("one", "two"):
+        ours[name].path(key).unlink()
+    assert world.machine("there").verify().worst is ObjectState.LOST
+
+
+def test_a_record_that_two_of_three_stores_took_is_brought_to_the_third(world: World) -> None:
+    """Records go to all stores, and the quorum of the chosen ones is enough for them."""
+    world.stores["three"].full = TransientError("busy")
+    assert [one.action for one in world.upload(world.file("x"), targets=["one", "two"])] == [Action.STORED]
+    assert world.stores["three"].records == set()
+    assert len(world.stores["one"].records) == len(world.stores["two"].records) == 1
+    world.stores["three"].full = None
+    assert world.machine().verify().worst is ObjectState.DEGRADED
+    assert world.machine().repair().worst is ObjectState.FULL
+    assert world.stores["three"].records == world.stores["one"].records
+    assert world.stores["three"].objects == set()
+    world.stores = {"three": world.stores["three"]}
+    assert world.names("fresh") == ["x"]

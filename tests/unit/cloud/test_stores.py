@@ -57,7 +57,7 @@ def book(work: Path) -> StoreBook:
 
 
 def test_our_kinds_are_registered_as_anybodys_are() -> None:
-    assert kinds() == ["dropbox", "gdrive", "local", "s3"]
+    assert kinds() == ["azure", "dropbox", "gdrive", "local", "s3", "sftp"]
     for name, kind in (("local", LOCAL), ("s3", S3), ("dropbox", DROPBOX), ("gdrive", GOOGLE_DRIVE)):
         assert find_kind(name) is kind
         assert kind.required <= kind.options.keys()
@@ -148,20 +148,21 @@ def test_a_store_that_is_gone_is_not_an_empty_one(work: Path) -> None:
         list(connector.list())
 
 
-@pytest.mark.parametrize("kind", ["dropbox", "gdrive"])
+@pytest.mark.parametrize("kind", ["dropbox", "gdrive", "s3"])
 def test_credentials_come_from_private_files(work: Path, kind: str) -> None:
     path = work / "credentials.json"
+    options = {"credentials": str(path)} | ({"bucket": "bucket"} if kind == "s3" else {})
     with pytest.raises(CredentialsError, match="there is no"):
-        Store("x", kind, {"credentials": str(path)}).open()
+        Store("x", kind, options).open()
     for text in ("", "[]", "{", "1", '{"nonsense": "s3cret-value"}', '{"refresh_token": 5}'):
         path.write_text(text)
         path.chmod(0o600)
         with pytest.raises(CredentialsError) as caught:
-            Store("x", kind, {"credentials": str(path)}).open()
+            Store("x", kind, options).open()
         assert "s3cret-value" not in str(caught.value)
     path.chmod(0o644)
     with pytest.raises(KeyExposedError):
-        Store("x", kind, {"credentials": str(path)}).open()
+        Store("x", kind, options).open()
 
 
 def test_dropbox_opens_with_a_file(work: Path) -> None:

@@ -15,15 +15,17 @@ Whoever writes a connector implements the methods marked abstract and runs the s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from secure_media_processor.cloud.digests import Digester, Digests, refuse_other
 from secure_media_processor.core.files import COPY_BLOCK, atomic_write, open_source, os_errors
+from secure_media_processor.errors import SmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
 
@@ -86,7 +88,8 @@ class CloudConnector(ABC):
             resume: With it, an upload that is cut off (a retryable error, the death of the process) may leave what it has sent
                 with the store, and a later put of the same bytes under the same key with the same record sends only what is
                 missing. That the bytes are the same is the caller's promise. After any other error, and when the object is
-                complete, nothing is left and the record is empty. A connector may ignore it.
+                complete, nothing is left and the record is empty; what cannot be removed then, because a token has expired
+                for instance, stays in it. A connector may ignore it (settled does this for one that does not).
 
         Raises:
             ExistsError: the key is taken. Permanent.
@@ -164,6 +167,31 @@ class CloudConnector(ABC):
     def list_files(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys begin with `prefix`; see list."""
         return self.list(prefix)
+
+
+@contextmanager
+def settled(resume: ResumeRecord | None, give_up: Callable[[], object]) -> Iterator[None]:
+    """Settle what a put leaves when it ends, as its contract has it: the block is the put.
+
+    A later put can only take up what stands in `resume`, and only if it could fare better. In all other cases `give_up` removes
+    what was sent; it may raise an SmpError if it cannot. An error of the block comes through.
+    """
+    try:
+        yield
+    except BaseException as error:
+        is_final = isinstance(error, SmpError) and not error.retryable
+        if is_final or resume is None or not resume.load():
+            with suppress(SmpError):  # the error of the block says more
+                give_up()
+                clear(resume)
+        raise
+    clear(resume)
+
+
+def clear(resume: ResumeRecord | None) -> None:
+    """Empty `resume`, if there is one that is not empty."""
+    if resume is not None and resume.load():
+        resume.save({})
 
 
 @dataclass(frozen=True, slots=True)

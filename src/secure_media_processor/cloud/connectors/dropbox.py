@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
+from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo, settled
 from secure_media_processor.cloud.digests import Digester, Digests, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
@@ -136,14 +136,8 @@ class DropboxConnector(CloudConnector):
 
         Also raises ThrottledError, and UsageError for the few names that Dropbox keeps for itself.
         """
-        try:
-            info = self._store(key, source, digests, if_absent=if_absent, resume=resume)
-        except SmpError as error:
-            if not error.retryable:
-                _clear(resume)
-            raise
-        _clear(resume)
-        return info
+        with settled(resume, give_up=lambda: None):  # an upload session cannot be dropped
+            return self._store(key, source, digests, if_absent=if_absent, resume=resume)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of an object; see CloudConnector. Also raises ThrottledError."""
@@ -253,6 +247,7 @@ class DropboxConnector(CloudConnector):
     ) -> ObjectInfo:
         """Do what put does, but for the end of the record."""
         path, digester = self._path(key), Digester({"dropbox", *(digests or ())})
+        replaced = None if if_absent else self._revision(key)
         upload: _Upload | None = None
         size = 0
         for part, is_last in checked_parts(source, digester, digests):
@@ -276,7 +271,7 @@ class DropboxConnector(CloudConnector):
             else:
                 stored = self._dropbox.files_upload(part, content_hash=ours, **commit)
         if stored.content_hash != ours:
-            self._withdraw(path, stored.rev)
+            self._withdraw(path, stored.rev, replaced)
             raise IntegrityError(f"cannot store {key}: Dropbox has other bytes than were sent", hint=_AGAIN)
         return ObjectInfo(key, size)
 
@@ -327,10 +322,23 @@ class DropboxConnector(CloudConnector):
                 # Dropbox had taken the part, its answer got lost, and the SDK sent the part again: all is well.
         upload.end = end
 
-    def _withdraw(self, path: str, revision: str) -> None:
-        """Remove the file that was just written, unless somebody replaced it. That it should go is told by another error."""
-        with suppress(SmpError), _our_errors("delete"):
+    def _revision(self, key: str) -> str | None:
+        """Return the revision of the object `key`, None if there is none."""
+        try:
+            return str(self._file(key).rev)
+        except MissingError:
+            return None
+
+    def _withdraw(self, path: str, revision: str, replaced: str | None) -> None:
+        """Remove the file that was just written, unless somebody replaced it, and bring back the revision that it replaced.
+
+        No condition of Dropbox's covers a whole upload session, only the bytes of one request, so what a session has become
+        shows when it is a file already. That it should go is told by another error.
+        """
+        with suppress(SmpError), _our_errors("withdraw"):
             self._dropbox.files_delete_v2(path, parent_rev=revision)
+            if replaced is not None:
+                self._dropbox.files_restore(path, replaced)
 
     def _entries(self, folder: str) -> Iterator[Any]:
         """Yield all that Dropbox has below `folder`, page by page, and nothing if there is no such folder."""
@@ -358,11 +366,6 @@ class _Upload:
     """How many bytes Dropbox has in it."""
     taken_by: Any = None
     """The file that has the key already. Then the session is of no use; the file may be what it was made into."""
-
-
-def _clear(resume: ResumeRecord | None) -> None:
-    if resume is not None and resume.load():
-        resume.save({})
 
 
 def _sdk() -> Any:

@@ -2,7 +2,9 @@
 
 Drive knows files by ids, not by names, and allows several of one name. An object is found by its folder and a property that
 only this app sees (``smpKey``). If two writers made two files for one key at once, the one with the smallest (createdTime, id)
-is the object, for every reader; the others are leftovers of writers that died before they removed their own.
+is the object, for every reader; the others are leftovers of writers that died before they removed their own. What replaces an
+object is a new file as well: the old one is the object until it is removed, which happens when all of the new one has arrived
+and is right.
 
 All calls go through google-auth and requests, not through google-api-python-client. Half of them that client cannot do: its
 uploads want a source that can seek and tell its size, its downloads hold each chunk in memory and cost a request a chunk, it
@@ -32,7 +34,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
+from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo, clear, settled
 from secure_media_processor.cloud.connectors.google_http import Account, Http, object_in, refuse_missing_extra
 from secure_media_processor.cloud.digests import Digester, Digests, checked_parts
 from secure_media_processor.cloud.paths import check_key
@@ -141,27 +143,31 @@ class GoogleDriveConnector(CloudConnector):
         if_absent: bool = True,
         resume: ResumeRecord | None = None,
     ) -> ObjectInfo:
-        """Store the bytes of `source` under `key`; see CloudConnector. TransientError also if another put interfered."""
+        """Store the bytes of `source` under `key`; see CloudConnector. TransientError also if the folder went meanwhile."""
         check_key(key)
         digester = Digester({"sha256", "md5", *(digests or ())})
         parts = checked_parts(source, digester, digests)
         target = self._begun(key, resume)
-        try:
+
+        def give_up() -> None:
+            if target is not None:
+                self._drop(target)
+
+        with settled(resume, give_up):
             folder = self._folder_for_writing()
-            old = self._old_file(key, folder, target, if_absent=if_absent)
+            old = sorted(self._files_of(key, folder), key=_rank)
+            if if_absent and old and (target is None or target.id != old[0].id):
+                raise ExistsError(f"there is an object {key} already")
             first = next(parts)  # what a source or digest has against it mostly shows before anything is sent
-            target = self._target(key, folder, old, target, resume)
+            target = self._target(key, folder, target, resume)
             file = self._send(target, first, parts, resume)
-            self._refuse_altered(file, target, digester.hexdigests())
-            if target.is_new:
-                self._refuse_second(file, folder, if_absent=if_absent)
-                self._remember(file)
-        except BaseException as error:
-            is_final = isinstance(error, SmpError) and not error.retryable
-            if target is not None and (is_final or not _is_recorded(resume)):
-                self._drop(target, resume)
-            raise
-        _clear(resume)
+            self._refuse_altered(file, digester.hexdigests())
+            if if_absent:
+                self._refuse_second(file, folder)
+            else:
+                target = None  # the old object may be gone from here on, so the new one stays
+                self._replace(old, file, folder)
+            self._remember(file)
         return ObjectInfo(key, file.size)
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -325,53 +331,28 @@ class GoogleDriveConnector(CloudConnector):
         state = resume.load() if resume is not None else {}
         if not state or not _same_server(state["session"], self._upload_url):
             return None
-        place = self._new_place if state["method"] == "POST" else self._old_place
-        target = place(key, state["folder"], state["id"])
+        target = _Target(key, state["folder"], state["id"])
         target.upload = _ResumableUpload(self._http, state["session"], target.what)
         return target
 
-    def _old_file(self, key: str, folder: str, begun: _Target | None, *, if_absent: bool) -> _File | None:
-        """Return the file that is the object, unless `begun` made it. Raises ExistsError if it is not to be replaced."""
-        old = min(self._files_of(key, folder), key=_rank, default=None)
-        if old is None or (begun is not None and begun.makes(old)):
-            return None
-        if if_absent:
-            raise ExistsError(f"there is an object {key} already")
-        return old
-
-    def _target(self, key: str, folder: str, old: _File | None, begun: _Target | None, resume: ResumeRecord | None) -> _Target:
-        """Return where the upload goes: to where `begun` went, if that is the same and can go on, or to where it should."""
+    def _target(self, key: str, folder: str, begun: _Target | None, resume: ResumeRecord | None) -> _Target:
+        """Return where the upload goes: to where `begun` went, if that is the same and can go on, or to a new file."""
         if begun is not None and begun.upload is not None:
-            goes_there = begun.folder == folder and (begun.is_new if old is None else begun.id == old.id)
-            if goes_there and self._can_go_on(begun, begun.upload):
+            if begun.folder == folder and self._can_go_on(begun, begun.upload):
                 return begun
-            self._drop(begun, resume)
-        return self._new_place(key, folder, self._take_id()) if old is None else self._old_place(key, folder, old.id)
+            self._drop(begun)
+            clear(resume)
+        return _Target(key, folder, self._take_id())
 
     def _can_go_on(self, begun: _Target, upload: _ResumableUpload) -> bool:
         """Ask Drive what it has of the upload `begun`, or of the file that it made. Returns False if there is neither."""
-        is_known = upload.ask()
-        if not begun.is_new or (is_known and not upload.stored):
-            return is_known
+        if upload.ask() and not upload.stored:
+            return True
         try:  # a file that was made may have been deleted since, and the session may be forgotten before the file
             upload.stored = self._look_up(begun.id, begun.what)
         except MissingError:
             return False
         return not _file_from(upload.stored).trashed
-
-    def _new_place(self, key: str, folder: str, file_id: str) -> _Target:
-        metadata = {
-            "id": file_id,
-            "name": key,
-            "parents": [folder],
-            "mimeType": "application/octet-stream",
-            "appProperties": {_PROPERTY: _property_of(key)},
-        }
-        return _Target(key, folder, file_id, "POST", self._upload_url, metadata, is_new=True)
-
-    def _old_place(self, key: str, folder: str, file_id: str) -> _Target:
-        # New content for the same file: Drive swaps it when all of it has arrived.
-        return _Target(key, folder, file_id, "PATCH", f"{self._upload_url}/{file_id}", {}, is_new=False)
 
     def _send(
         self, target: _Target, first: tuple[bytes, bool], parts: Iterable[tuple[bytes, bool]], resume: ResumeRecord | None
@@ -390,10 +371,8 @@ class GoogleDriveConnector(CloudConnector):
 
         def send() -> dict[str, Any]:
             try:
-                return self._http.json(target.what, target.method, target.url, params=params, headers=headers, data=body)
+                return self._http.json(target.what, "POST", self._upload_url, params=params, headers=headers, data=body)
             except ExistsError:  # the file of our own id: an earlier try arrived, and only its answer was lost
-                if not target.is_new:
-                    raise TransientError(f"cannot {target.what}: another change came between") from None
                 return self._look_up(target.id, target.what)
 
         return _patiently(target.what, send)
@@ -403,60 +382,69 @@ class GoogleDriveConnector(CloudConnector):
         upload = target.upload
         if upload is None:
             params = {"uploadType": "resumable", "fields": _FIELDS, **self._scope}
-            begin = partial(_ResumableUpload.begin, self._http, target, params=params)
+            begin = partial(_ResumableUpload.begin, self._http, self._upload_url, target, params=params)
             upload = target.upload = _patiently(target.what, begin)
             if resume is not None:
-                resume.save({"session": upload.uri, "method": target.method, "folder": target.folder, "id": target.id})
+                resume.save({"session": upload.uri, "folder": target.folder, "id": target.id})
         for part, is_last in parts:
             upload.send(part, is_last=is_last)
         return upload.stored
 
-    def _refuse_altered(self, file: _File, target: _Target, sent: Digests) -> None:
-        """Raise IntegrityError if Drive does not have what was sent."""
-        if file.digests and all(sent[name] == digest for name, digest in file.digests.items()):
-            return
-        if not target.is_new:  # the old content is gone, and a key with wrong content is worse than none
-            self._remove_quietly(target)
-        message = f"cannot store {target.key}: Google Drive recorded another digest than that of the bytes sent"
-        raise IntegrityError(message, hint="run the same command again")
-
-    def _refuse_second(self, file: _File, folder: str, *, if_absent: bool) -> None:
-        """Raise unless our new `file` is the first of its key, as all who look will see it.
-
-        Of two files of one millisecond either may have been first, and its writer may have looked before the other was there
-        and be content. So the one with the larger id withdraws if it sees the other, and the other waits for that.
-
-        Raises:
-            ExistsError: another put came first, and `if_absent` was asked for.
-            TransientError: another put came first and is to be replaced, or the folder is in the trash.
-        """
+    def _refuse_altered(self, file: _File, sent: Digests) -> None:
+        """Raise IntegrityError if Drive does not have what was sent, and TransientError if it threw it away at once."""
+        if not file.digests or any(sent[name] != digest for name, digest in file.digests.items()):
+            message = f"cannot store {file.name}: Google Drive recorded another digest than that of the bytes sent"
+            raise IntegrityError(message, hint="run the same command again")
         if file.trashed:
             self._folder_id = None
             raise TransientError(f"cannot store {file.name}: the folder of the store is in the trash of Google Drive")
-        error: SmpError = ExistsError(f"there is an object {file.name} already: another put came first")
-        if not if_absent:
-            error = TransientError(f"cannot store {file.name}: another put came first")
+
+    def _refuse_second(self, file: _File, folder: str) -> None:
+        """Raise ExistsError unless our new `file` is the first of its key, as all who look will see it.
+
+        Of two files of one millisecond either may have been first, and its writer may have looked before the other was there
+        and be content. So the one with the larger id withdraws if it sees the other, and the other waits for that.
+        """
+        error = ExistsError(f"there is an object {file.name} already: another put came first")
         patience = _Patience()
         while rivals := [other for other in self._others(file, folder) if other.created <= file.created]:
             if min([file, *rivals], key=_rank) is not file:
                 raise error
             patience.wait(error)
 
+    def _replace(self, old: Sequence[_File], file: _File, folder: str) -> None:
+        """Remove the `old` files of the key, and those that came meanwhile before our new `file`, which then is the object.
+
+        Later ones stay: of two who replace at the same moment, the later removes the file of the other, and never both.
+        """
+        every = {other.id: other for other in (*old, *self._others(file, folder)) if _rank(other) < _rank(file)}
+
+        def remove(other: _File) -> None:
+            with suppress(MissingError):
+                self._remove(other.id, file.name)
+
+        try:
+            # The object last: what is interrupted here must not bring an older one to light.
+            for other in sorted(every.values(), key=_rank, reverse=True):
+                _patiently(f"replace {file.name}", partial(remove, other))
+        except SmpError as error:
+            if not error.retryable:  # the old object is there for sure
+                self._remove_quietly(file.id, file.name)
+            raise
+
     def _others(self, file: _File, folder: str) -> Sequence[_File]:
         found = _patiently(f"store {file.name}", lambda: [*self._search_key(file.name, folder)])
         return [other for other in found if other.id != file.id]
 
-    def _drop(self, target: _Target, resume: ResumeRecord | None) -> None:
+    def _drop(self, target: _Target) -> None:
         """Leave nothing of an upload."""
         if target.upload is not None and not target.upload.stored:
             target.upload.cancel()
-        if target.is_new:  # also after a failed upload: the last part can arrive though its answer does not
-            self._remove_quietly(target)
-        _clear(resume)
+        self._remove_quietly(target.id, target.key)  # also after a failed upload: the last part can arrive without an answer
 
-    def _remove_quietly(self, target: _Target) -> None:
+    def _remove_quietly(self, file_id: str, key: str) -> None:
         with suppress(SmpError):  # the error that led here says more
-            self._remove(target.id, target.key)
+            self._remove(file_id, key)
 
     def _remove(self, file_id: str, key: str) -> None:
         url = f"{self._files_url}/{file_id}"
@@ -515,10 +503,7 @@ class _Target:
     key: str
     folder: str
     id: str
-    method: str
-    url: str
-    metadata: dict[str, Any]
-    is_new: bool
+    """Of the file, which is new."""
     upload: _ResumableUpload | None = None
     """The session, once there is one."""
 
@@ -526,9 +511,15 @@ class _Target:
     def what(self) -> str:
         return f"store {self.key}"
 
-    def makes(self, file: _File) -> bool:
-        """Tell whether `file` is there because of this upload."""
-        return self.is_new and self.id == file.id
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.key,
+            "parents": [self.folder],
+            "mimeType": "application/octet-stream",
+            "appProperties": {_PROPERTY: _property_of(self.key)},
+        }
 
 
 def _file_from(data: dict[str, Any]) -> _File:
@@ -595,18 +586,9 @@ def _patiently(what: str, act: Callable[[], _Result]) -> _Result:
         try:
             return act()
         except MissingError:
-            raise TransientError(f"cannot {what}: the folder, or the file to replace, was deleted meanwhile") from None
+            raise TransientError(f"cannot {what}: the folder was deleted meanwhile") from None
         except TransientError as error:
             patience.wait(error)
-
-
-def _is_recorded(resume: ResumeRecord | None) -> bool:
-    return resume is not None and bool(resume.load())
-
-
-def _clear(resume: ResumeRecord | None) -> None:
-    if resume is not None and _is_recorded(resume):
-        resume.save({})
 
 
 def _same_server(uri: str, url: str) -> bool:
@@ -627,11 +609,11 @@ class _ResumableUpload:
         """Drive's description of the file, once all of it is there."""
 
     @classmethod
-    def begin(cls, http: Http, target: _Target, *, params: Mapping[str, str]) -> _ResumableUpload:
+    def begin(cls, http: Http, url: str, target: _Target, *, params: Mapping[str, str]) -> _ResumableUpload:
         """Open a session."""
-        with http.ask(target.what, target.method, target.url, params=params, json=target.metadata) as answer:
+        with http.ask(target.what, "POST", url, params=params, json=target.metadata) as answer:
             uri = answer.headers.get("Location", "")
-        if not _same_server(uri, target.url):
+        if not _same_server(uri, url):
             raise TransientError(f"cannot {target.what}: Google Drive opened no upload session")
         return cls(http, uri, target.what)
 

@@ -45,7 +45,8 @@ _FULL_REASONS = {
     "numChildrenInNonRootLimitExceeded",
     "activeItemCreationLimitExceeded",
 }
-_NEW_TOKEN_HINT = "make a new credentials file: see docs/how-to/google-drive.md"  # noqa: S105 - not a secret
+NEW_TOKEN_HINT = "make a new credentials file: see docs/how-to/google-drive.md"  # noqa: S105 - not a secret
+"""What helps against credentials that are none."""
 
 
 def load_credentials(path: Path | str, *, scopes: Sequence[str] = (DRIVE_FILE_SCOPE,)) -> Credentials:
@@ -62,11 +63,16 @@ def load_credentials(path: Path | str, *, scopes: Sequence[str] = (DRIVE_FILE_SC
         FileAccessError: it cannot be read.
     """
     refuse_missing_extra()
+    path = Path(path)
+    return credentials_of(read_private_json(path, hint=NEW_TOKEN_HINT), str(path), scopes=scopes)
+
+
+def credentials_of(info: dict[str, object], place: str, *, scopes: Sequence[str] = (DRIVE_FILE_SCOPE,)) -> Credentials:
+    """Return the credentials in `info`, which was read from `place`. Raises MissingExtraError or CredentialsError."""
+    refuse_missing_extra()
     from google.oauth2.credentials import Credentials as UserCredentials  # noqa: PLC0415 - 100 ms that only Drive pays for
     from google.oauth2.service_account import Credentials as ServiceCredentials  # noqa: PLC0415
 
-    path = Path(path)
-    info = read_private_json(path, hint=_NEW_TOKEN_HINT)
     credentials: Credentials | None = None
     try:
         if info.get("type") == "service_account":
@@ -74,9 +80,9 @@ def load_credentials(path: Path | str, *, scopes: Sequence[str] = (DRIVE_FILE_SC
         elif "refresh_token" in info:
             credentials = UserCredentials.from_authorized_user_info(info, scopes=scopes)
     except (ValueError, TypeError, AttributeError):  # their texts may quote the file
-        raise CredentialsError(f"{path} is damaged, or lacks a part of the credentials", hint=_NEW_TOKEN_HINT) from None
+        raise CredentialsError(f"{place} is damaged, or lacks a part of the credentials", hint=NEW_TOKEN_HINT) from None
     if credentials is None:
-        raise CredentialsError(f"{path} holds neither a service account nor a user's token", hint=_NEW_TOKEN_HINT)
+        raise CredentialsError(f"{place} holds neither a service account nor a user's token", hint=NEW_TOKEN_HINT)
     return credentials
 
 
@@ -131,7 +137,7 @@ class Account:
             if isinstance(error, TransportError) or error.retryable:
                 raise TransientError("cannot get a token: Google's token server does not answer") from None
             message = f"cannot get a token: Google does not accept the credentials ({type(error).__name__})"
-            raise CredentialsError(message, hint=_NEW_TOKEN_HINT) from None
+            raise CredentialsError(message, hint=NEW_TOKEN_HINT) from None
 
     def _ask_for_token(
         self,
@@ -268,7 +274,7 @@ def error_from(answer: Response, what: str) -> SmpError:
     if status == _FORBIDDEN:
         return CredentialsError(said, hint="check that the account may do this, and that the Drive API is enabled for the app")
     if status == _UNAUTHORIZED:
-        return CredentialsError(said, hint=_NEW_TOKEN_HINT)
+        return CredentialsError(said, hint=NEW_TOKEN_HINT)
     if status in {_NOT_FOUND, _GONE}:
         return MissingError(said, hint="check the key and the folder of the store")
     if status == _CONFLICT:

@@ -14,12 +14,12 @@ from base64 import b64decode, b64encode
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo
+from secure_media_processor.cloud.connectors.base import Capabilities, CloudConnector, ObjectInfo, settled
 from secure_media_processor.cloud.digests import PART_SIZE, Digester, Digests, PartSource, checked_parts
 from secure_media_processor.cloud.paths import check_key
 from secure_media_processor.core.files import COPY_BLOCK
@@ -64,6 +64,33 @@ _DIGEST_CODES = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "X
 _SLOW_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "429"}
 _FULL_CODES = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
 _NOT_IN_RANGE = {"InvalidRange", "416"}
+# They come with a 400. The answer to a HEAD has no body, and so no code but its status; a wrong region can look like that too.
+_EXPIRED_CODES = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
+_BAD_HEAD = "400"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Access:
+    """A key pair, with the token of its session if it is good for a while only.
+
+    The secrets are not shown by repr. Python cannot erase them from memory.
+
+    Raises:
+        CredentialsError: a part is missing, or holds a character that it cannot have.
+    """
+
+    aws_access_key_id: str = ""
+    aws_secret_access_key: str = field(default="", repr=False)
+    aws_session_token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if not (self.aws_access_key_id and self.aws_secret_access_key):
+            hint = "it takes both aws_access_key_id and aws_secret_access_key"
+            raise CredentialsError("the key pair for S3 is not complete", hint=hint)
+        for part in fields(self):
+            if not re.fullmatch(r"[!-~]*", getattr(self, part.name)):
+                hint = "was a line break read with it?"
+                raise CredentialsError(f"the {part.name} for S3 holds a character that it cannot have", hint=hint)
 
 
 class S3Connector(CloudConnector):
@@ -77,6 +104,7 @@ class S3Connector(CloudConnector):
         endpoint_url: str | None = None,
         region: str | None = None,
         profile: str | None = None,
+        access: S3Access | None = None,
         session: Any = None,
         conditional_writes: bool = True,
         before_request: Callable[[], object] | None = None,
@@ -94,7 +122,9 @@ class S3Connector(CloudConnector):
                 or HTTPS_PROXY names.
             region: As AWS names it; by default what the AWS settings say, or us-east-1.
             profile: Name of a profile in the AWS settings.
-            session: A boto3.Session with credentials from elsewhere; `profile` and `region` are not looked at then.
+            access: A key pair, to be used in place of all that.
+            session: A boto3.Session with credentials from elsewhere; `profile`, `access` and `region` are not
+                looked at then.
             conditional_writes: Whether the server honours If-None-Match. Some clones ignore it; then a key is looked up before
                 it is written, which is no protection against another writer at the same moment.
             before_request: Called before each HTTP request, repeated ones included: the place for a rate limiter.
@@ -102,14 +132,14 @@ class S3Connector(CloudConnector):
 
         Raises:
             MissingExtraError: boto3 is not installed.
-            CredentialsError: there is no such profile.
-            UsageError: this is no name of a bucket.
+            CredentialsError: there is no such profile, or what it says of credentials does not work.
+            UsageError: this is no name of a bucket, or the AWS settings both name an endpoint and say to ignore it.
         """
         if not _BUCKET.fullmatch(bucket):
             raise UsageError("this is no name of a bucket", hint="3 to 63 lower-case letters, digits, dots and hyphens")
         self._bucket, self._prefix, self._conditional = bucket, prefix, conditional_writes
         with _our_errors("connect"):
-            self._client = _client(session or _session(profile, region), endpoint_url, timeout)
+            self._client = _client(session or _session(profile, region, access), endpoint_url, timeout)
         if before_request is not None:
             self._client.meta.events.register("before-send.s3", lambda **_request: before_request() and None)
 
@@ -207,18 +237,15 @@ class S3Connector(CloudConnector):
     ) -> int:
         """Store an object in a multipart upload and return its size. What is left after an error stands in `resume`."""
         upload, there = self._begin(key, resume)
-        try:
+
+        def give_up() -> None:
+            with suppress(MissingError), _our_errors(f"abort the upload of {key}"):
+                self._client.abort_multipart_upload(**upload)
+
+        with settled(resume, give_up):
             sent = self._send_parts(partial(self._send_part, upload, outgoing, there), parts)
             listed = [{"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in sent]
             self._complete(key, upload, listed, condition)
-        except BaseException as error:
-            for_good = isinstance(error, SmpError) and not error.retryable and not isinstance(error, CredentialsError)
-            if resume is None or for_good:
-                with suppress(SmpError), _our_errors("abort"):  # the error above tells what matters
-                    self._client.abort_multipart_upload(**upload)
-                _clear(resume)
-            raise
-        _clear(resume)
         return sum(part.size for part in sent)
 
     def _complete(
@@ -333,21 +360,17 @@ class _Outgoing:
         return b64encode(digest).decode()
 
 
-def _clear(resume: ResumeRecord | None) -> None:
-    if resume is not None:
-        resume.save({})
-
-
 class _RangeError(Exception):
     """A range that begins after the end of the object."""
 
 
-def _session(profile: str | None, region: str | None) -> Any:
+def _session(profile: str | None, region: str | None, access: S3Access | None) -> Any:
     try:
         import boto3  # noqa: PLC0415 - 150 ms that only S3 pays for
     except ImportError as error:
         raise MissingExtraError("boto3 is not installed", hint="pip install 'secure-media-processor[s3]'") from error
-    return boto3.Session(profile_name=profile, region_name=region)
+    pair = {name: value for name, value in asdict(access).items() if value} if access is not None else {}
+    return boto3.Session(profile_name=profile, region_name=region, **pair)
 
 
 def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
@@ -356,6 +379,10 @@ def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
     # Client-side monitoring sends a datagram for each request to whoever AWS_CSM_HOST names.
     session._session.set_config_variable("csm_enabled", False)  # noqa: FBT003, SLF001 - there is no public way
     own = endpoint_url is not None or _has_endpoint_of_its_own(session)
+    if endpoint_url is None and own and session._session.get_config_variable("ignore_configured_endpoint_urls"):  # noqa: SLF001
+        # Botocore would speak to AWS then, and one of the two settings was not meant.
+        hint = "remove the setting ignore_configured_endpoint_urls (AWS_IGNORE_CONFIGURED_ENDPOINT_URLS), or the endpoint"
+        raise UsageError("the AWS settings name an endpoint, and say that it is to be ignored", hint=hint)
     if own:
         # Roles and tokens are asked of AWS's services, which have nothing to do with another server.
         chain = session._session.get_component("credential_provider")  # noqa: SLF001
@@ -372,9 +399,20 @@ def _client(session: Any, endpoint_url: str | None, timeout: float) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    with _credential_errors():
+        session.get_credentials()
     client = session.client("s3", endpoint_url=endpoint_url, region_name=session.region_name or "us-east-1", config=config)
     _sign_known_payloads(client)
+    client.meta.events.register_first("before-sign.s3", _renew_credentials)
     return client
+
+
+def _renew_credentials(request_signer: Any, **_request: object) -> None:
+    """Renew credentials that are good for a while only. Botocore would do so next, but amid errors that mean other things."""
+    credentials = request_signer._credentials  # noqa: SLF001 - there is no public way
+    if credentials is not None:
+        with _credential_errors():
+            credentials.get_frozen_credentials()
 
 
 def _has_endpoint_of_its_own(session: Any) -> bool:
@@ -440,6 +478,34 @@ def _sign_known_payloads(client: Any) -> None:
 
 
 @contextmanager
+def _credential_errors() -> Iterator[None]:
+    """Turn what goes wrong with a program, a login or a service of AWS that is to give credentials into our errors.
+
+    Their texts are not repeated: a program may print anything.
+    """
+    from botocore import exceptions as aws  # noqa: PLC0415 - as boto3
+
+    what = "get AWS credentials"
+    try:
+        yield
+    except aws.ClientError as error:
+        found = _from_answer(error, what)
+        retryable = isinstance(found, SmpError) and found.retryable
+        raise found if retryable else CredentialsError(f"cannot {what}: AWS refuses", hint=_NO_PAIR) from None
+    except (aws.HTTPClientError, aws.ConnectionError) as error:
+        raise TransientError(f"cannot {what}: who gives them does not answer ({type(error).__name__})") from None
+    # A program may be missing or print no JSON; what it gives may have expired already (RuntimeError).
+    except (aws.BotoCoreError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        name = type(error).__name__
+        raise CredentialsError(f"cannot {what}: the profile or its login does not work ({name})", hint=_NO_PAIR) from None
+
+
+_NO_PAIR = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, write a profile with `aws configure`, or log in with `aws sso login`"
+)
+
+
+@contextmanager
 def _our_errors(what: str) -> Iterator[None]:
     """Turn botocore's errors into ours. Their texts are not repeated: they may hold names of keys and accounts."""
     try:
@@ -451,9 +517,8 @@ def _our_errors(what: str) -> Iterator[None]:
         yield
     except aws.ClientError as error:
         raise _from_answer(error, what) from None
-    except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound, aws.CredentialRetrievalError) as error:
-        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write a profile with `aws configure`"
-        raise CredentialsError(f"cannot {what}: no AWS credentials ({type(error).__name__})", hint=hint) from None
+    except (aws.NoCredentialsError, aws.ProfileNotFound) as error:
+        raise CredentialsError(f"cannot {what}: no AWS credentials ({type(error).__name__})", hint=_NO_PAIR) from None
     except aws.ParamValidationError:
         raise UsageError(f"cannot {what}: the name of the bucket or object is not allowed") from None
     except (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError) as error:
@@ -483,6 +548,9 @@ def _from_answer(error: Any, what: str) -> SmpError | _RangeError:
         return ThrottledError(said, retry_after=float(after) if after.isdigit() else None)
     if code in _FULL_CODES or status == _INSUFFICIENT_STORAGE:
         return NoSpaceError(said, hint="make room in the bucket, or raise its quota")
+    if code in _EXPIRED_CODES or code == _BAD_HEAD:
+        hint = "get new credentials: the token of the session has expired"
+        return CredentialsError(said, hint=hint if code != _BAD_HEAD else f"{hint}, or the bucket is in another region")
     if status in _DENIED:
         return CredentialsError(said, hint="check the key pair, and that it may read and write this bucket")
     return TransientError(said) if status >= _SERVER_ERROR or not status else UsageError(said)

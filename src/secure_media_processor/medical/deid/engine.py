@@ -1,8 +1,9 @@
-"""Taking the patient out of DICOM headers: the Basic Profile of PS3.15 Annex E, over every data set at every depth.
+"""Taking the patient out of DICOM: the Basic Profile of PS3.15 Annex E with options, over every data set at every depth.
 
-Pixel data is never decoded or changed. What may hold an identity that a header cannot tell (burned-in text, voices, documents)
-is quarantined: not written, and reported. Attributes that the table does not name stay as they are if a dictionary knows them
-and their values have the form of their VR; names of persons, web addresses and UIDs are replaced wherever they stand.
+Pixel data are copied as they are, unless an option says that they are to be cleaned. What may hold an identity that a header
+cannot tell (burned-in text, voices, documents) is quarantined: not written, and reported. Attributes that the table does not
+name stay as they are if a dictionary knows them and their values have the form of their VR; names of persons, web addresses and
+UIDs are replaced wherever they stand.
 """
 
 from __future__ import annotations
@@ -13,110 +14,43 @@ from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydicom import DataElement, Dataset, dcmwrite
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 from pydicom.valuerep import PersonName
 
 from secure_media_processor import __version__
-from secure_media_processor.core.files import make_private_folder, os_errors, write_file
+from secure_media_processor.core.files import atomic_write, make_private_folder, open_source, os_errors, read_full
 from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, UsageError
+from secure_media_processor.medical.deid.cleaner import Cleaner, RefusedError
+from secure_media_processor.medical.deid.dates import DateShift
+from secure_media_processor.medical.deid.mapping import Mapping, Patient
 from secure_media_processor.medical.deid.pixels import burned_in_suspicion
-from secure_media_processor.medical.deid.table import EDITION, Action, ActionTable, basic_profile
+from secure_media_processor.medical.deid.profile import Option, Profile, Rules
+from secure_media_processor.medical.deid.table import EDITION
 from secure_media_processor.medical.deid.uids import Pseudonyms
-from secure_media_processor.medical.deid.values import has_sound_value
-from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset, read_folder
+from secure_media_processor.medical.dicom.pixel_tail import PixelTail, read_header
+from secure_media_processor.medical.dicom.reader import Unreadable, walk_files
 from secure_media_processor.medical.dicom.silence import silent_pydicom
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from io import FileIO
 
 # Our own, made once from 128 random bits (PS3.5 section B.2).
 _IMPLEMENTATION_CLASS_UID = "2.25.220872983959295534076675154734310370995"
 _IMPLEMENTATION_VERSION_NAME = f"SMP_{__version__}"[:16]
-_BASIC_PROFILE_CODE = ("113100", "DCM", "Basic Application Confidentiality Profile")
-
-# Group 0002 is rebuilt, 0000 belongs to the network, and FFFE to delimiters, which are no elements. Curves and overlays go as
-# whole groups: without their data, which the table removes, the rest describes nothing, and their labels are free text.
-_FOREIGN_GROUPS = (0x0000, 0x0002, 0xFFFE)
-_GRAPHIC_GROUPS = (0x5000, 0x6000)
-_GRAPHIC_MASK = 0xFF00
-# Far deeper than any object of the standard nests.
-_MAX_DEPTH = 64
-
-# A value of each VR (PS3.5 section 6.2) that is valid and says nothing.
-_TEXT = "ANONYMIZED"
-_DUMMIES: dict[str, object] = {
-    "AE": _TEXT, "AS": "000Y", "AT": 0, "CS": _TEXT, "DA": "19000101", "DS": "0", "DT": "19000101000000", "FD": 0.0, "FL": 0.0,
-    "IS": "0", "LO": _TEXT, "LT": _TEXT, "OB": b"\0\0", "OD": bytes(8), "OF": bytes(4), "OL": bytes(4), "OV": bytes(8),
-    "OW": b"\0\0", "PN": _TEXT, "SH": _TEXT, "SL": 0, "SS": 0, "ST": _TEXT, "SV": 0, "TM": "000000", "UC": _TEXT, "UL": 0,
-    "UN": b"\0\0", "UR": "http://anonymized.invalid", "US": 0, "UT": _TEXT, "UV": 0,
-}  # fmt: skip
-# Inside a sequence that must be replaced (an SR tree, say) whatever can hold words, dates or bytes is; numbers and codes stay.
-_FREE_VRS = {
-    "AE",
-    "AS",
-    "DA",
-    "DT",
-    "LO",
-    "LT",
-    "OB",
-    "OD",
-    "OF",
-    "OL",
-    "OV",
-    "OW",
-    "PN",
-    "SH",
-    "ST",
-    "TM",
-    "UC",
-    "UN",
-    "UR",
-    "UT",
-}
-# What names a person, a place on the web, or an instance, wherever it stands: the table cannot list every such attribute.
-_ALWAYS = {"PN": Action.DUMMY, "UR": Action.DUMMY, "UI": Action.REPLACE_UID}
-_CODE_KEYWORDS = (
-    "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue", "URNCodeValue",
-    "MappingResource", "ContextIdentifier", "TemplateIdentifier",
-)  # fmt: skip
-_CODE_TAGS = {tag_for_keyword(keyword) for keyword in _CODE_KEYWORDS}
-# Codes of these schemes are published; a local scheme (99…) can mean anything, a name too.
-_PUBLIC_SCHEMES = {
-    "DCM",
-    "SCT",
-    "SRT",
-    "SNM3",
-    "99SDM",
-    "LN",
-    "UCUM",
-    "FMA",
-    "RADLEX",
-    "I10",
-    "I9C",
-    "BI",
-    "UMLS",
-    "NCIt",
-    "MSH",
-}
-# UIDs that name a kind of thing. Private ones among them are not in any dictionary, and must stay.
-_KIND_UID_KEYWORDS = (
-    "SOPClassUID", "ReferencedSOPClassUID", "RelatedGeneralSOPClassUID", "ReferencedRelatedGeneralSOPClassUIDInFile",
-    "OriginalSpecializedSOPClassUID", "CodingSchemeUID", "ContextUID", "MappingResourceUID", "TransferSyntaxUID",
-    "AvailableTransferSyntaxUID", "EncryptedContentTransferSyntaxUID", "MACCalculationTransferSyntaxUID", "SOPClassesInStudy",
-    "SOPClassesSupported",
-)  # fmt: skip
-_KIND_UID_TAGS = {tag_for_keyword(keyword) for keyword in _KIND_UID_KEYWORDS}
-# Identities that edition 2026c of the table does not name: text of reports outside their tree, and encrypted originals.
-_BEYOND_TABLE = {0x0040A160: Action.DUMMY, 0x04000500: Action.REMOVE, 0x04000520: Action.REMOVE}
 _STUDY, _SERIES, _INSTANCE = 0x0020000D, 0x0020000E, 0x00080018
 _PATIENT_NAME, _PATIENT_ID, _ISSUER = 0x00100010, 0x00100020, 0x00100021
-_OUR_UID = re.compile(r"2\.25\.[0-9]{1,39}")
-
-
-class _RefusedError(Exception):
-    """A file that cannot be de-identified; the text holds nothing of it."""
+# A UID as it may stand in a path (PS3.5 section 9.1).
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_COPY_BLOCK = 1 << 20
+# Files that one process takes at a time: enough that handing them over costs nothing, few enough to keep all busy at the end.
+_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,112 +78,52 @@ class Unwritten:
 
 
 @dataclass(frozen=True, slots=True)
+class Deidentified:
+    """What was done to one data set."""
+
+    actions: Counter[str] = field(default_factory=Counter)
+    """"X", "Z", "D", "U", "C" → number of elements."""
+    uids: dict[str, str] = field(default_factory=dict, repr=False)
+    """Old → new."""
+    patient: Patient | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """What became of one file."""
+
+    outcome: Written | Quarantined | Unreadable | Unwritten
+    done: Deidentified = field(default_factory=Deidentified)
+
+
+@dataclass(frozen=True, slots=True)
 class DeidReport:
-    """What was done to a folder, without any value. Each file of the folder is in exactly one of the four lists."""
+    """What was done to a folder, without any value but in `mapping`. Each file of the folder is in exactly one of the lists."""
 
     written: tuple[Written, ...]
     quarantined: tuple[Quarantined, ...]
     unreadable: tuple[Unreadable, ...]
     unwritten: tuple[Unwritten, ...]
     actions: Counter[str] = field(default_factory=Counter)
-    """"X", "Z", "D", "U" → number of elements."""
+    """"X", "Z", "D", "U", "C" → number of elements."""
+    codes: tuple[tuple[str, str], ...] = ()
+    """Code and meaning of the profile and its options (PS3.16 CID 7050)."""
     table: str = EDITION
-
-
-@dataclass(slots=True)
-class _Cleaner:
-    """One pass over one data set."""
-
-    pseudonyms: Pseudonyms
-    table: ActionTable
-    actions: Counter[str] = field(default_factory=Counter)
-
-    def clean(self, dataset: Dataset, *, replace_all: bool = False, depth: int = 0) -> None:
-        """Clean `dataset` and what it nests. With `replace_all`, whatever can hold free text too, named by the table or not."""
-        if depth > _MAX_DEPTH:
-            raise _RefusedError("its sequences are nested too deeply")
-        private_codes = replace_all and not _is_public_code(dataset)
-        for tag in map(int, list(dataset.keys())):
-            action = self._action(dataset, tag, replace_all=replace_all, private_codes=private_codes)
-            if action is not None:
-                self.actions[action.value] += 1
-                self._apply(dataset, tag, action)
-        for tag in map(int, list(dataset.keys())):
-            if _vr(dataset, tag) == "SQ":
-                inner = replace_all or self.table.action_for(tag) is Action.DUMMY
-                for item in dataset[tag].value:
-                    self.clean(item, replace_all=inner, depth=depth + 1)
-
-    def _action(self, dataset: Dataset, tag: int, *, replace_all: bool, private_codes: bool) -> Action | None:
-        """Return what to do with an element; None if it stays, or is a sequence whose items are to be cleaned."""
-        group, vr = tag >> 16, _vr(dataset, tag)
-        if group in _FOREIGN_GROUPS or (group & _GRAPHIC_MASK) in _GRAPHIC_GROUPS:
-            return Action.REMOVE
-        action = self.table.action_for(tag) or _BEYOND_TABLE.get(tag)
-        if action is Action.REMOVE:
-            return action
-        if vr == "SQ":
-            # A sequence that pydicom could not take apart cannot be cleaned.
-            sound = isinstance(dataset[tag].value, Sequence)
-            return (Action.EMPTY if action is Action.EMPTY else None) if sound else Action.REMOVE
-        if action is not None:
-            return action
-        if not dictionary_has_tag(tag):
-            return Action.REMOVE  # an element of the standard that no dictionary knows: nobody can say what is in it
-        if vr in _ALWAYS and tag not in _KIND_UID_TAGS:
-            return _ALWAYS[vr]
-        if replace_all and vr in _FREE_VRS and (private_codes or tag not in _CODE_TAGS):
-            return Action.DUMMY
-        return None if has_sound_value(dataset.get_item(tag)) else Action.EMPTY
-
-    def _apply(self, dataset: Dataset, tag: int, action: Action) -> None:
-        vr = _vr(dataset, tag)
-        if action is Action.REMOVE:
-            del dataset[tag]
-        elif action is Action.EMPTY:
-            dataset[tag] = DataElement(tag, vr, Sequence() if vr == "SQ" else None)
-        elif vr == "UI":
-            dataset[tag] = DataElement(tag, vr, [self._uid(tag, uid) for uid in _uids(dataset, tag)])
-        else:
-            dataset[tag] = DataElement(tag, vr, _DUMMIES.get(vr, b"\0\0"))
-
-    def _uid(self, tag: int, original: str) -> str:
-        is_identity = tag in (_STUDY, _SERIES, _INSTANCE)
-        return self.pseudonyms.instance_uid(original) if is_identity else self.pseudonyms.uid(original)
-
-
-def _uids(dataset: Dataset, tag: int) -> list[str]:
-    value = dataset[tag].value
-    if isinstance(value, bytes):
-        value = value.decode("ascii", "replace").split("\\")
-    return [str(uid) for uid in ([value] if isinstance(value, str) else value or ())]
-
-
-def _vr(dataset: Dataset, tag: int) -> str:
-    """Return the VR by which an element is judged: that of the dictionary if it has one, since a written one may be wrong."""
-    if dictionary_has_tag(tag):
-        known = dictionary_VR(tag)
-        # "US or SS" and the like: either serves for a replacement.
-        return known.split(" ")[0]
-    return str(dataset.get_item(tag).VR or "UN")
-
-
-def _is_public_code(dataset: Dataset) -> bool:
-    """Return whether the codes in `dataset`, if any, are of a scheme that is published."""
-    scheme = dataset.get("CodingSchemeDesignator")
-    return scheme in _PUBLIC_SCHEMES if scheme else "CodeMeaning" not in dataset
+    mapping: Mapping = field(default_factory=Mapping, repr=False)
 
 
 class Deidentifier:
     """De-identifies data sets, files and folders, consistently for one key."""
 
-    def __init__(self, key: bytes) -> None:
-        """Use `key` (32 random bytes) for UIDs and patients: the same key gives the same pseudonyms in every run."""
+    def __init__(self, key: bytes, profile: Profile | None = None) -> None:
+        """Use `key` (32 random bytes) for UIDs, patients and dates: the same key gives the same pseudonyms in every run."""
+        self._key = key
         self._pseudonyms = Pseudonyms(key)
-        self._table = basic_profile()
+        self._profile = profile or Profile()
+        self._rules = Rules(self._profile)
 
-    def deidentify(self, dataset: Dataset) -> Counter[str]:
-        """De-identify `dataset` in place, file meta information and preamble included. Returns the number of actions by kind.
+    def deidentify(self, dataset: Dataset) -> Deidentified:
+        """De-identify `dataset` in place, file meta information and preamble included.
 
         The caller has made sure that its pixels show no identity (deid.pixels). If it raises, the data set is half done.
 
@@ -257,20 +131,22 @@ class Deidentifier:
             ValueError: StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing or has several values.
         """
         with silent_pydicom():
-            cleaner = _Cleaner(self._pseudonyms, self._table)
-            patient = _text(dataset, _PATIENT_ID)
+            patient_id, issuer = _text(dataset, _PATIENT_ID), _text(dataset, _ISSUER)
             # Patients without a number must not become one: the study is as near to a patient as such files come.
-            pseudonym = self._pseudonyms.patient(patient or _text(dataset, _STUDY), _text(dataset, _ISSUER))
+            pseudonym = self._pseudonyms.patient(patient_id or _text(dataset, _STUDY), issuer)
+            shift = DateShift.of(self._key, pseudonym) if Option.SHIFT_DATES in self._profile.options else None
+            patient = Patient(patient_id, issuer, _text(dataset, _PATIENT_NAME), pseudonym, shift.days if shift else None)
+            cleaner = Cleaner(self._rules, self._pseudonyms, shift)
             cleaner.clean(dataset)
-            if any(not _OUR_UID.fullmatch(_text(dataset, tag)) for tag in (_STUDY, _SERIES, _INSTANCE)):
+            if any(not _UID.fullmatch(_text(dataset, tag)) for tag in (_STUDY, _SERIES, _INSTANCE)):
                 raise ValueError("study, series and instance need one UID each")
             for tag in (_PATIENT_NAME, _PATIENT_ID):
                 dataset[tag] = DataElement(tag, dictionary_VR(tag), pseudonym)
-            _state_method(dataset)
+            _state_method(dataset, self._profile)
             _rebuild_meta(dataset)
-        return cleaner.actions
+        return Deidentified(cleaner.actions, cleaner.uids, patient)
 
-    def deidentify_file(self, source: Path, folder: Path) -> Written | Quarantined | Unreadable | Unwritten:
+    def deidentify_file(self, source: Path, folder: Path) -> FileResult:
         """De-identify the file `source` into `folder`, as ``<study UID>/<series UID>/<instance UID>.dcm`` with the new UIDs.
 
         A file that is there already with the same contents, from an earlier run or a copy of `source`, counts as written.
@@ -278,14 +154,43 @@ class Deidentifier:
         Raises:
             NoSpaceError: the disk is full.
         """
-        outcome, _ = self._file(source, folder)
-        return outcome
+        read = read_header(source)
+        if isinstance(read, Unreadable):
+            return FileResult(read)
+        dataset, tail = read
+        try:
+            with silent_pydicom():
+                suspicion = burned_in_suspicion(dataset, tail.value_size if tail else None)
+                if suspicion:
+                    return FileResult(Quarantined(source, suspicion))
+                done = self.deidentify(dataset)
+                header = BytesIO()
+                dcmwrite(header, dataset, enforce_file_format=True)
+                target = folder / _text(dataset, _STUDY) / _text(dataset, _SERIES) / f"{_text(dataset, _INSTANCE)}.dcm"
+        except RefusedError as error:
+            return FileResult(Unreadable(source, str(error)))
+        except Exception as error:  # noqa: BLE001 - foreign values fail in many ways; the file is reported, and not written
+            return FileResult(Unreadable(source, f"it cannot be de-identified ({type(error).__name__})"))
+        return FileResult(_write(source, target, header.getvalue(), tail), done)
 
-    def deidentify_folder(self, source: Path | str, target: Path | str) -> DeidReport:
-        """De-identify every file below `source` into the folder `target`, which must not lie inside `source`.
+    def deidentify_folder(
+        self,
+        source: Path | str,
+        target: Path | str,
+        *,
+        processes: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> DeidReport:
+        """De-identify every file below `source` into the folder `target`; neither may lie inside the other.
 
         One bad file does not stop the others; each file of `source` is in exactly one list of the report. Run again after an
         interruption it goes on: what is there already is not written twice.
+
+        Args:
+            source: Folder, or one file.
+            target: Made if need be, mode 0700.
+            processes: How many to work with.
+            progress: Called with the number of files done and the number of all.
 
         Raises:
             UsageError: one folder lies in the other.
@@ -296,54 +201,102 @@ class Deidentifier:
         inside, outside = (Path(os.path.realpath(path)) for path in (source, target))
         if inside == outside or inside in outside.parents or outside in inside.parents:
             raise UsageError("input and output folder lie within each other", hint="write to a folder elsewhere")
-        contents = read_folder(source)
+        found = list(walk_files(source)) if source.is_dir() or not source.exists() else [(source, "")]
+        results = [FileResult(Unreadable(path, problem)) for path, problem in found if problem]
+        paths = [path for path, problem in found if not problem]
+        for result in self._results(paths, target, processes):
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(found))
+        return self._report(results)
+
+    def _results(self, paths: list[Path], target: Path, processes: int) -> Iterator[FileResult]:
+        if processes == 1 or len(paths) <= _BATCH:
+            yield from (self.deidentify_file(path, target) for path in paths)
+            return
+        from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - only where it is worth it
+        from multiprocessing import get_context  # noqa: PLC0415
+
+        # Forking a process that has threads is not safe.
+        with ProcessPoolExecutor(
+            processes, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(self._key, self._profile, target)
+        ) as pool:
+            batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+            for results in pool.map(_work, batches):
+                yield from results
+
+    def _report(self, results: Iterable[FileResult]) -> DeidReport:
         actions: Counter[str] = Counter()
-        outcomes: list[Written | Quarantined | Unreadable | Unwritten] = list(contents.unreadable)
-        for instance in contents.instances:
-            outcome, counted = self._file(instance.path, target)
-            actions += counted
-            outcomes.append(outcome)
+        mapping = Mapping()
+        outcomes = []
+        for result in results:
+            outcomes.append(result.outcome)
+            actions.update(result.done.actions)
+            if result.done.patient is not None:
+                mapping.add(result.done.patient, result.done.uids)
         return DeidReport(
             tuple(o for o in outcomes if isinstance(o, Written)),
             tuple(o for o in outcomes if isinstance(o, Quarantined)),
             tuple(o for o in outcomes if isinstance(o, Unreadable)),
             tuple(o for o in outcomes if isinstance(o, Unwritten)),
             actions,
+            tuple(self._profile.codes),
+            mapping=mapping,
         )
 
-    def _file(self, source: Path, folder: Path) -> tuple[Written | Quarantined | Unreadable | Unwritten, Counter[str]]:
-        none: Counter[str] = Counter()
-        dataset = read_dataset(source)
-        if isinstance(dataset, Unreadable):
-            return dataset, none
-        try:
-            with silent_pydicom():
-                suspicion = burned_in_suspicion(dataset)
-                if suspicion:
-                    return Quarantined(source, suspicion), none
-                actions = self.deidentify(dataset)
-                data = BytesIO()
-                dcmwrite(data, dataset, enforce_file_format=True)
-                target = folder / _text(dataset, _STUDY) / _text(dataset, _SERIES) / f"{_text(dataset, _INSTANCE)}.dcm"
-        except _RefusedError as error:
-            return Unreadable(source, str(error)), none
-        except Exception as error:  # noqa: BLE001 - foreign values fail in many ways; the file is reported, and not written
-            return Unreadable(source, f"it cannot be de-identified ({type(error).__name__})"), none
-        return _write(source, target, data.getvalue()), actions
+
+_worker: tuple[Deidentifier, Path] | None = None
 
 
-def _write(source: Path, target: Path, data: bytes) -> Written | Unwritten:
+def _begin_worker(key: bytes, profile: Profile, target: Path) -> None:
+    global _worker  # noqa: PLW0603 - the one thing that a process of a pool has
+    _worker = (Deidentifier(key, profile), target)
+
+
+def _work(paths: list[Path]) -> list[FileResult]:
+    if _worker is None:
+        raise RuntimeError("this process was not made by a pool")
+    deidentifier, target = _worker
+    return [deidentifier.deidentify_file(path, target) for path in paths]
+
+
+def _write(source: Path, target: Path, header: bytes, tail: PixelTail | None) -> Written | Unwritten:
     try:
-        make_private_folder(target.parent)
-        write_file(target, data)
-    except ExistsError:
-        with os_errors(f"read {target}"):
-            same = target.read_bytes() == data
-        reason = "another file with the same SOPInstanceUID and other contents was written before"
-        return Written(source, target) if same else Unwritten(source, reason)
+        with open_source(source) as pixels:
+            make_private_folder(target.parent)
+            try:
+                with atomic_write(target) as file:
+                    for block in _blocks(header, pixels, tail):
+                        file.write(block)
+            except ExistsError:
+                if not _has(target, _blocks(header, pixels, tail)):
+                    return Unwritten(source, "another file with the same SOPInstanceUID and other contents was written before")
     except (FileAccessError, MissingError) as error:
         return Unwritten(source, str(error))
     return Written(source, target)
+
+
+def _blocks(header: bytes, pixels: FileIO, tail: PixelTail | None) -> Iterator[bytes | memoryview]:
+    """Yield a file piece by piece: its new header, then the pixel data of the old file."""
+    yield header
+    if tail is None:
+        return
+    buffer = memoryview(bytearray(min(_COPY_BLOCK, tail.size)))
+    left = tail.size
+    with os_errors("read the pixel data"):
+        pixels.seek(tail.offset)
+        while left:
+            count = read_full(pixels, buffer[: min(left, len(buffer))])
+            if not count:
+                raise FileAccessError("the file was cut short while it was being read")
+            yield buffer[:count]
+            left -= count
+
+
+def _has(target: Path, blocks: Iterable[bytes | memoryview]) -> bool:
+    """Return whether the file `target` is what `blocks` are together."""
+    with open_source(target) as file, os_errors(f"read {target}"):
+        return all(file.read(len(block)) == block for block in blocks) and not file.read(1)
 
 
 def _text(dataset: Dataset, tag: int) -> str:
@@ -352,14 +305,21 @@ def _text(dataset: Dataset, tag: int) -> str:
     return str(value).strip() if isinstance(value, str | PersonName) else ""
 
 
-def _state_method(dataset: Dataset) -> None:
+def _state_method(dataset: Dataset, profile: Profile) -> None:
     """Say in the data set that, and how, it was de-identified (PS3.15 section E.1.1, step 7)."""
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = f"smp {__version__}, {EDITION}"[:64]
-    dataset.LongitudinalTemporalInformationModified = "REMOVED"
-    code = Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = _BASIC_PROFILE_CODE
-    dataset.DeidentificationMethodCodeSequence = Sequence([code])
+    dates = {Option.RETAIN_DATES: "UNMODIFIED", Option.SHIFT_DATES: "MODIFIED"}
+    said = [word for option, word in dates.items() if option in profile.options]
+    dataset.LongitudinalTemporalInformationModified = said[0] if said else "REMOVED"
+    earlier = list(dataset.get("DeidentificationMethodCodeSequence") or ())
+    known = {item.get("CodeValue") for item in earlier}
+    for value, meaning in profile.codes:
+        if value not in known:
+            code = Dataset()
+            code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+            earlier.append(code)
+    dataset.DeidentificationMethodCodeSequence = Sequence(earlier)
 
 
 def _rebuild_meta(dataset: Dataset) -> None:

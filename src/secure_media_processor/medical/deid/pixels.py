@@ -21,12 +21,15 @@ _SUSPECT_CLASSES = {
 _ENCAPSULATED = f"{_STORAGE}104"
 _VOICE = f"{_STORAGE}9.4"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_OVERLAY_GROUPS = range(0x6000, 0x6100, 2)
-_BITS_ALLOCATED, _BIT_POSITION = 0x0100, 0x0102
+# OverlayBitsAllocated and OverlayBitPosition of all groups 60xx (PS3.3 section C.9.2) → where the overlay has its own data.
+_OVERLAY_MASK = 0xFF00FFFF
+_USUAL = {0x60000100: 1, 0x60000102: 0}
 
 
-def burned_in_suspicion(dataset: Dataset) -> str | None:
+def burned_in_suspicion(dataset: Dataset, pixel_bytes: int | None = None) -> str | None:
     """Return why `dataset` may hold an identity in its pixels, sound or document; None if nothing points to it.
+
+    `pixel_bytes` is the length of PixelData where these were left in the file.
 
     An answer of NO in BurnedInAnnotation (0028,0301) is believed as far as the picture goes. Without one, kinds of objects that
     usually show names are suspected.
@@ -37,21 +40,23 @@ def burned_in_suspicion(dataset: Dataset) -> str | None:
         return "an encapsulated document: its text is not read"
     if _within(sop_class, _VOICE) or "AU" in modalities:
         return "a voice recording: it is not listened to"
-    if not any(keyword in dataset for keyword in _PIXELS):
+    if pixel_bytes is None and not any(keyword in dataset for keyword in _PIXELS):
         return None
-    return _hidden_in_pixels(dataset) or _drawn_into_pixels(dataset, sop_class, modalities)
+    return _hidden_in_pixels(dataset, pixel_bytes) or _drawn_into_pixels(dataset, sop_class, modalities)
 
 
-def _hidden_in_pixels(dataset: Dataset) -> str | None:
+def _hidden_in_pixels(dataset: Dataset, pixel_bytes: int | None) -> str | None:
     """Return what else than pixels is in the pixel data."""
-    for group in _OVERLAY_GROUPS:
-        for element, usual in ((_BITS_ALLOCATED, 1), (_BIT_POSITION, 0)):
-            if (group, element) in dataset and dataset[group, element].value not in (usual, None):
-                return "an overlay is kept in unused bits of the pixels"
+    if pixel_bytes is None and "PixelData" in dataset:
+        pixel_bytes = len(dataset.PixelData)
+    for tag in list(dataset.keys()):
+        usual = _USUAL.get(int(tag) & _OVERLAY_MASK)
+        if usual is not None and dataset[tag].value not in (usual, None):
+            return "an overlay is kept in unused bits of the pixels"
     syntax = dataset.file_meta.get("TransferSyntaxUID")
-    if "PixelData" in dataset and syntax is not None and not syntax.is_compressed:
+    if pixel_bytes is not None and syntax is not None and not syntax.is_compressed:
         expected = get_expected_length(dataset, unit="bytes")
-        if len(dataset.PixelData) > expected + expected % 2:
+        if pixel_bytes > expected + expected % 2:
             return "the pixel data are longer than the image"
     return None
 

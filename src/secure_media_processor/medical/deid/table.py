@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 EDITION = "PS3.15 E.1-1 2024e+2026c"
 
@@ -23,6 +27,8 @@ class Action(Enum):
     EMPTY = "Z"
     DUMMY = "D"
     REPLACE_UID = "U"
+    KEEP = "K"
+    CLEAN = "C"
 
 
 # The table offers a choice where the type of an attribute (PS3.5 section 7.4) depends on the object. Of "remove or replace" we
@@ -41,42 +47,51 @@ _CHOICE = {
 
 
 @dataclass(frozen=True, slots=True)
-class ActionTable:
-    """The actions of the Basic Profile."""
+class Row:
+    """What the table says of one attribute."""
 
-    by_tag: dict[int, Action]
-    """Tag as (group << 16 | element) → action."""
-    patterns: tuple[tuple[int, int, Action], ...]
-    """(mask, value, action): the action for tags with ``tag & mask == value``."""
-    private: Action
+    basic: Action
+    """In the Basic Profile."""
+    options: Mapping[str, str]
+    """Column of an option → "K" or "C"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows by tag."""
+
+    by_tag: Mapping[int, Row]
+    """Tag as (group << 16 | element) → row."""
+    patterns: tuple[tuple[int, int, Row], ...]
+    """(mask, value, row): the row for tags with ``tag & mask == value``."""
+    private: Row
     """For every tag in an odd group."""
 
-    def action_for(self, tag: int) -> Action | None:
-        """Return what to do with `tag`; None if the table does not name it."""
+    def row(self, tag: int) -> Row | None:
+        """Return the row for `tag`; None if the table does not name it."""
         if tag >> 16 & 1:
             return self.private
-        action = self.by_tag.get(tag)
-        if action is None:
-            action = next((act for mask, value, act in self.patterns if tag & mask == value), None)
-        return action
+        row = self.by_tag.get(tag)
+        return row or next((row for mask, value, row in self.patterns if tag & mask == value), None)
 
 
 @cache
-def basic_profile() -> ActionTable:
-    """Read the table of the Basic Profile."""
-    by_tag: dict[int, Action] = {}
+def read_table() -> Table:
+    """Read the table."""
+    by_tag: dict[int, Row] = {}
     patterns = []
     private = None
     text = files(__package__).joinpath("basic_profile.csv").read_text("ascii")
-    for row in csv.DictReader(text.splitlines()):
-        tag, action = row["tag"], _CHOICE[row["basic"]]
+    for line in csv.DictReader(text.splitlines()):
+        tag, basic = line.pop("tag"), _CHOICE[line.pop("basic")]
+        row = Row(basic, {column: value for column, value in line.items() if value in ("K", "C")})
         if tag == "private":
-            private = action
+            private = row
         elif "x" in tag:
             mask = int("".join("0" if digit == "x" else "F" for digit in tag), 16)
-            patterns.append((mask, int(tag.replace("x", "0"), 16), action))
+            patterns.append((mask, int(tag.replace("x", "0"), 16), row))
         else:
-            by_tag[int(tag, 16)] = action
+            by_tag[int(tag, 16)] = row
     if private is None:
         raise ValueError("the table has no row for private attributes")
-    return ActionTable(by_tag, tuple(patterns), private)
+    return Table(by_tag, tuple(patterns), private)

@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pydicom
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
+from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.files import os_errors, smp_error_from
-from secure_media_processor.errors import FileAccessError, SmpError
+from secure_media_processor.core.seekable import open_encrypted
+from secure_media_processor.errors import FileAccessError, KeyMissingError, SmpError
+from secure_media_processor.medical.dicom.elements import text, whole_number
+from secure_media_processor.medical.dicom.frames import FRAME_KEYWORDS, FRAME_SEQUENCES, FRAME_TAGS, Frame, frames_of
+from secure_media_processor.medical.dicom.scan import CutError, UnscannableError, scan_header, scan_meta
 from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pydicom.tag import BaseTag
+
+    from secure_media_processor.core.recipients import Identity
+    from secure_media_processor.medical.dicom.geometry import Orientation, Vector
+
 # A deflated file that becomes larger than this is a bomb: the standard deflates headers and small images, and pydicom needs
 # several times the size in memory.
 _MAX_INFLATED = 512 * 1024**2
-# File meta information has a few hundred bytes; private information in it is rare, and never large.
-_MAX_META = 1024**2
-_META_START = 128 + 4  # preamble and DICM
 _UNDEFINED_LENGTH = 0xFFFFFFFF
-_LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 
-_INSTANCE_TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "InstanceNumber",
-    "ImagePositionPatient", "ImageOrientationPatient",
-]  # fmt: skip
+# More pixels than any image has; the largest, of whole slides, have some ten thousand million. Whoever decodes wants a limit
+# that fits its memory.
+_MAX_PIXELS = 1 << 36
+_DIRECTORY = "it is a DICOMDIR, an index of files, not an image"
+
+_KEYWORDS = (
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "PatientID",
+    "PatientName", "SeriesNumber", "SeriesDescription", "InstanceNumber", "Rows", "Columns", *FRAME_KEYWORDS,
+)  # fmt: skip
+_TAGS = frozenset([*map(Tag, ("SpecificCharacterSet", *_KEYWORDS)), *map(Tag, FRAME_TAGS)])
+_SEQUENCES = frozenset(map(Tag, FRAME_SEQUENCES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +71,32 @@ class Instance:
     series_instance_uid: str
     modality: str
     """DICOM Modality (0008,0060), such as "CT"; empty if absent."""
-    instance_number: int | None
-    position: tuple[float, float, float] | None
-    """ImagePositionPatient (0020,0032): x, y, z of the first pixel in mm, LPS."""
-    orientation: tuple[float, ...] | None
-    """ImageOrientationPatient (0020,0037): six direction cosines, row then column."""
+    instance_number: int | None = None
+    series_number: int | None = None
+    series_description: str = ""
+    """SeriesDescription (0008,103E): free text, in which a name may stand."""
+    frame_of_reference_uid: str = ""
+    """FrameOfReferenceUID (0020,0052): positions can be compared where it is the same; empty if absent."""
+    patient: str = field(default="", repr=False)
+    """PatientID (0010,0020), or PatientName where that is empty: to tell patients apart, never to be shown."""
+    rows: int | None = None
+    """Rows (0028,0010); None if the object is no image."""
+    columns: int | None = None
+    """Columns (0028,0011)."""
+    number_of_frames: int = 1
+    """NumberOfFrames (0028,0008)."""
+    frames: tuple[Frame, ...] = (Frame(),)
+    """As many as there are, or one for all where the object does not tell where each of them lies."""
+
+    @property
+    def position(self) -> Vector | None:
+        """ImagePositionPatient (0020,0032) of the first frame: x, y, z of its first pixel in mm, LPS."""
+        return self.frames[0].position
+
+    @property
+    def orientation(self) -> Orientation | None:
+        """ImageOrientationPatient (0020,0037) of the first frame: six direction cosines, row then column."""
+        return self.frames[0].orientation
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +106,26 @@ class FolderContents:
     instances: tuple[Instance, ...]
     unreadable: tuple[Unreadable, ...]
 
+    @property
+    def patients(self) -> int:
+        """How many patients there are, by PatientID or name; those without either count as one."""
+        return len({instance.patient for instance in self.instances})
 
-def read_folder(folder: Path | str) -> FolderContents:
+
+def read_folder(folder: Path | str, *, identities: Sequence[Identity] = ()) -> FolderContents:
     """Read the headers of all files below `folder`, in order of path. Links to folders are not followed, and reported.
+
+    Args:
+        folder: Files in it may have any name, and may be encrypted (SMP1).
+        identities: Keys that open encrypted files; these are decrypted in memory only, and only as far as their header goes.
 
     Raises:
         MissingError, FileAccessError: `folder` itself cannot be read.
     """
     instances: list[Instance] = []
     unreadable: list[Unreadable] = []
-    for path, problem in _walk(Path(folder)):
-        found = Unreadable(path, problem) if problem else read_instance(path)
+    for path, problem in walk_files(Path(folder)):
+        found = Unreadable(path, problem) if problem else read_instance(path, identities=identities)
         if isinstance(found, Instance):
             instances.append(found)
         else:
@@ -90,61 +133,107 @@ def read_folder(folder: Path | str) -> FolderContents:
     return FolderContents(tuple(instances), tuple(unreadable))
 
 
-def read_instance(path: Path) -> Instance | Unreadable:
-    """Read the header of one file."""
-    dataset = read_dataset(path, tags=_INSTANCE_TAGS)
-    if isinstance(dataset, Unreadable):
-        return dataset
+def read_instance(path: Path, *, identities: Sequence[Identity] = ()) -> Instance | Unreadable:
+    """Read the header of one file, which may be encrypted for one of `identities`."""
     try:
-        with silent_pydicom():
-            return Instance(
-                path,
-                sop_class_uid=_uid(dataset, "SOPClassUID"),
-                sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
-                study_instance_uid=_uid(dataset, "StudyInstanceUID"),
-                series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
-                modality=str(dataset.get("Modality") or ""),
-                instance_number=_number(dataset, "InstanceNumber"),
-                position=_vector(dataset, "ImagePositionPatient", 3),  # type: ignore[arg-type]  # length 3 is checked
-                orientation=_vector(dataset, "ImageOrientationPatient", 6),
-            )
+        with open_dicom(path, identities) as file:
+            return _instance(path, _header(file))
     except _MissingAttributeError as error:
         return Unreadable(path, f"it has no {error}")
-    except Exception as error:  # noqa: BLE001 - see read_dataset
-        return Unreadable(path, _describe(error))
+    except Exception as error:  # noqa: BLE001 - see _unreadable
+        return _unreadable(path, error)
 
 
-def read_dataset(path: Path, *, tags: Sequence[str] | None = None) -> Dataset | Unreadable:
+def open_dicom(path: Path, identities: Sequence[Identity] = ()) -> BinaryIO:
+    """Open a file for reading; if it is encrypted, so that it reads as the original (see open_encrypted).
+
+    Raises:
+        OSError: it cannot be read.
+        KeyMissingError: it is encrypted, and there are no `identities`.
+        IntegrityError: it is encrypted and damaged, or for other keys.
+    """
+    file = path.open("rb")
+    try:
+        encrypted = file.read(len(MAGIC)) == MAGIC
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    if not encrypted:
+        return file
+    file.close()
+    if not identities:
+        raise KeyMissingError("it is encrypted, and there is no key to read it with")
+    return open_encrypted(path, identities)
+
+
+def read_dataset(
+    path: Path, *, tags: Sequence[int] | Sequence[str] | None = None, identities: Sequence[Identity] = ()
+) -> Dataset | Unreadable:
     """Read a DICOM file.
 
     Args:
-        path: A regular file with preamble and DICM mark (PS3.10 section 7.1); others are not guessed at.
-        tags: Keywords to read, without pixel data; everything if None.
+        path: A regular file with preamble and DICM mark (PS3.10 section 7.1); others are not guessed at. It may be encrypted.
+        tags: Keywords or numbers of the elements to read, without pixel data; everything if None.
+        identities: Keys that open it if it is encrypted.
     """
     try:
-        with silent_pydicom() as said:
-            _refuse_bomb(path)
-            if tags is None:
-                dataset = pydicom.dcmread(path)
-            else:
-                dataset = pydicom.dcmread(path, specific_tags=list(tags), stop_before_pixels=True)
-            if said or _is_cut(
-                dataset
-            ):  # pydicom goes on with what it has where a file ends too early or holds what it cannot parse
-                return Unreadable(path, "it ends too early, or holds what cannot be parsed")
-            if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                return Unreadable(path, "it is a DICOMDIR, an index of files, not an image")
-            if tags is None and not dataset:
-                return Unreadable(path, "it has the mark of a DICOM file and nothing in it")
-    except SmpError as error:
-        return Unreadable(path, str(error))
-    except OSError as error:
-        return Unreadable(path, str(smp_error_from(error, "read it")))
-    # A parser of foreign bytes fails in as many ways as there are files. All of them mean the same here, and none is hidden:
-    # the file is reported.
-    except Exception as error:  # noqa: BLE001
-        return Unreadable(path, _describe(error))
+        with open_dicom(path, identities) as file:
+            dataset = _parse(file, None if tags is None else [*map(Tag, tags)])
+        if tags is None and not dataset:
+            return Unreadable(path, "it has the mark of a DICOM file and nothing in it")
+    except Exception as error:  # noqa: BLE001 - see _unreadable
+        return _unreadable(path, error)
     return dataset
+
+
+def _header(file: BinaryIO) -> Dataset:
+    """Return what an Instance is made of."""
+    try:
+        dataset, storage = scan_header(file, _TAGS, _SEQUENCES)
+    except UnscannableError:
+        file.seek(0)
+        return _parse(file, [*_TAGS, *_SEQUENCES])
+    if storage == MediaStorageDirectoryStorage:
+        raise _RefusedError(_DIRECTORY)
+    return dataset
+
+
+def _parse(file: BinaryIO, tags: list[BaseTag] | None) -> Dataset:
+    """Read `file` with pydicom."""
+    _refuse_bomb(file)
+    with silent_pydicom() as said:
+        dataset = pydicom.dcmread(file, specific_tags=tags, stop_before_pixels=tags is not None)
+        # pydicom goes on with what it has where a file ends too early or holds what it cannot parse.
+        if said or _is_cut(dataset):
+            raise CutError
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise _RefusedError(_DIRECTORY)
+    return dataset
+
+
+def _instance(path: Path, dataset: Dataset) -> Instance:
+    rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
+    count = whole_number(dataset, "NumberOfFrames") or 1
+    if count < 1 or (rows or 1) * (columns or 1) * count > _MAX_PIXELS:
+        raise _RefusedError(f"it claims to have {count} frames of {rows} rows and {columns} columns, as no image has")
+    return Instance(
+        path,
+        sop_class_uid=_uid(dataset, "SOPClassUID"),
+        sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
+        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
+        series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
+        modality=text(dataset, "Modality"),
+        instance_number=whole_number(dataset, "InstanceNumber"),
+        series_number=whole_number(dataset, "SeriesNumber"),
+        series_description=text(dataset, "SeriesDescription"),
+        frame_of_reference_uid=text(dataset, "FrameOfReferenceUID"),
+        patient=text(dataset, "PatientID") or text(dataset, "PatientName"),
+        rows=rows,
+        columns=columns,
+        number_of_frames=count,
+        frames=frames_of(dataset),
+    )
 
 
 def _is_cut(dataset: Dataset) -> bool:
@@ -161,44 +250,43 @@ class _MissingAttributeError(Exception):
     pass
 
 
+class _RefusedError(Exception):
+    """A file that is not taken; the reason is for people, and holds nothing of a patient's."""
+
+
 def _uid(dataset: Dataset, keyword: str) -> str:
-    value = str(dataset.get(keyword) or "")
+    value = text(dataset, keyword)
     if not value:
         raise _MissingAttributeError(keyword)
     return value
 
 
-def _number(dataset: Dataset, keyword: str) -> int | None:
-    """Return an integer; None if there is none, or what stands there is none."""
-    try:
-        return int(dataset.get(keyword))
-    except (TypeError, ValueError, OverflowError):
-        return None
+def _unreadable(path: Path, error: Exception) -> Unreadable:
+    """Say what is wrong with a file in words that hold nothing of it (pydicom's messages quote values).
+
+    A parser of foreign bytes fails in as many ways as there are files. All of them mean the same here, and none is hidden: the
+    file is reported.
+    """
+    match error:
+        case SmpError():
+            reason = str(error).removeprefix(f"{path}: ")
+        case OSError():
+            reason = str(smp_error_from(error, "read it"))
+        case _RefusedError():
+            reason = str(error)
+        case InvalidDicomError():
+            reason = "it is not a DICOM file"
+        case CutError():
+            reason = "it ends too early, or holds what cannot be parsed"
+        case _:
+            reason = f"it cannot be parsed ({type(error).__name__})"
+    return Unreadable(path, reason)
 
 
-def _vector(dataset: Dataset, keyword: str, length: int) -> tuple[float, ...] | None:
-    """Return so many finite numbers; None if there are none, or what stands there is something else."""
-    try:
-        numbers = tuple(float(number) for number in dataset.get(keyword))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return numbers if len(numbers) == length and all(map(math.isfinite, numbers)) else None
-
-
-def _describe(error: Exception) -> str:
-    """Say what is wrong with a file in words that hold nothing of it (pydicom's messages quote values)."""
-    if isinstance(error, InvalidDicomError):
-        return "it is not a DICOM file"
-    return f"it cannot be parsed ({type(error).__name__})"
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Raise FileAccessError if `path` is deflated and would become absurdly large. pydicom inflates without a limit."""
-    with path.open("rb") as file:
-        lead = file.read(_META_START + _MAX_META)
-        end, deflated = _scan_meta(lead)
-        if not deflated:
-            return
+def _refuse_bomb(file: BinaryIO) -> None:
+    """Refuse `file` if it is deflated and would become absurdly large. pydicom inflates without a limit."""
+    end, syntax, _ = scan_meta(file)
+    if syntax == DeflatedExplicitVRLittleEndian:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         inflated = 0
         file.seek(end)
@@ -208,28 +296,11 @@ def _refuse_bomb(path: Path) -> None:
                 break
             inflated += len(inflater.decompress(data, 1 << 20))
             if inflated > _MAX_INFLATED:
-                raise FileAccessError("it is deflated and would become larger than any image")
+                raise _RefusedError("it is deflated and would become larger than any image")
+    file.seek(0)
 
 
-def _scan_meta(lead: bytes) -> tuple[int, bool]:
-    """Return where the file meta information (PS3.10 section 7.1) ends, and whether it says that the rest is deflated.
-
-    Elements are followed one by one, as pydicom does: the group length may lie.
-    """
-    position, deflated = _META_START, False
-    while lead[position : position + 2] == b"\x02\x00" and position + 12 <= len(lead):
-        element, vr = lead[position + 2 : position + 4], lead[position + 4 : position + 6]
-        start = position + (12 if vr in _LONG_VRS else 8)
-        size = int.from_bytes(lead[position + 8 : start] if vr in _LONG_VRS else lead[position + 6 : start], "little")
-        if start + size > len(lead):
-            raise FileAccessError("its file meta information is damaged")
-        if element == b"\x10\x00":
-            deflated = lead[start : start + size].rstrip(b"\0 ").decode("ascii", "replace") == DeflatedExplicitVRLittleEndian
-        position = start + size
-    return position, deflated
-
-
-def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+def walk_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield every file below `folder`, in order, and what is wrong with it if it should not even be opened."""
     with os_errors(f"read {folder}"):
         if not stat.S_ISDIR(folder.stat().st_mode):

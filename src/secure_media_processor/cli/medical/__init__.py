@@ -1,0 +1,1 @@
+"""Commands on medical images, one module each."""

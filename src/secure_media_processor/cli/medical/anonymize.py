@@ -1,0 +1,147 @@
+"""smp medical anonymize."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from secure_media_processor.cli.auditing import recorded
+from secure_media_processor.cli.chosen_keys import decryption_keys, encryption_key
+from secure_media_processor.cli.options import FILE, PATH, key_option, output_options
+from secure_media_processor.cli.schemas import Anonymized, AnonymizedFile, MethodCode
+from secure_media_processor.cli.ui import Ui, counted, current
+from secure_media_processor.errors import MissingError, PartialError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from secure_media_processor.medical.deid.engine import DeidReport
+    from secure_media_processor.medical.deid.profile import Profile
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+# The presets and options of medical/deid/profile.py; a test holds both against each other. Help must not import pydicom.
+PROFILES = ("basic", "hipaa-safe-harbor", "tcia", "research")
+OPTIONS = {
+    "retain-uids": "Keep UIDs.",
+    "retain-device": "Keep what identifies devices.",
+    "retain-institution": "Keep what identifies the institution.",
+    "retain-patient-characteristics": "Keep sex, age up to 89, size, weight and the like.",
+    "retain-dates": "Keep all dates and times.",
+    "shift-dates": "Move the dates of each patient by one random number of days, 31 to 3652 into the past.",
+    "retain-safe-private": "Keep private attributes that are known to hold no identity.",
+    "clean-descriptors": "Keep the words of descriptions that say what was imaged, in place of none.",
+    "clean-structured-content": "Keep the tree of reports, with its text cleaned, in place of dummy values.",
+    "clean-graphics": "Keep annotations without their text, and overlays that mark regions.",
+    "clean-pixels": "Find text in suspected images and mask it, in place of quarantine (extra ocr).",
+}
+
+
+def _profile_options(command: _F) -> _F:
+    for name, line in reversed(OPTIONS.items()):
+        command = click.option(f"--{name}", is_flag=True, help=line)(command)
+    return command
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=PATH)
+@click.argument("target", metavar="OUT", type=FILE)
+@click.option("--profile", type=click.Choice(PROFILES), default="basic", show_default=True, help="What to begin with.")
+@_profile_options
+@click.option("--project", default="", help="The same patients get other pseudonyms in another project.")
+@click.option("--mapping", type=FILE, help="Write, or complete, this encrypted file of what became what.")
+@click.option("--processes", type=click.IntRange(1, 256), help="How many to work with; as many as there are cores unless given.")
+@key_option
+@output_options
+def anonymize(
+    source: Path,
+    target: Path,
+    profile: str,
+    project: str,
+    mapping: Path | None,
+    processes: int | None,
+    key_file: Path | None,
+    **options: bool,
+) -> None:
+    """Take the patient out of DICOM files.
+
+    IN is a file or a folder, OUT a folder to which every file is written under its new UIDs. What is done is the Basic
+    Profile of DICOM PS3.15 with the options of --profile and of the flags. Pseudonyms, UIDs and moves of dates come from your
+    key: the same key and project give the same ones in every run. Run again after an interruption it goes on.
+
+    Images that may show a name in their pixels are quarantined: named, and not written. The exit code is 3 then, as for files
+    that cannot be read.
+
+    \b
+    Examples:
+      smp medical anonymize study/ clean/
+      smp medical anonymize study/ clean/ --profile tcia --mapping mapping.smp
+    """
+    from secure_media_processor.medical.deid.engine import Deidentifier
+    from secure_media_processor.medical.deid.profile import Option, Profile
+
+    ui = current()
+    given = [Option(name) for name in OPTIONS if options[name.replace("-", "_")]]
+    chosen = Profile.named(profile, given)
+    with recorded("medical.anonymize"):
+        key = encryption_key(key_file)
+        if mapping is not None:
+            _refuse_inside(mapping, target)
+        deidentifier = Deidentifier(key.pseudonym_key(project), chosen)
+        with ui.counting("de-identifying") as progress:
+            report = deidentifier.deidentify_folder(
+                source, target, processes=processes or len(os.sched_getaffinity(0)), progress=progress
+            )
+        if mapping is not None:
+            if mapping.exists():
+                from secure_media_processor.medical.deid.mapping import Mapping
+
+                report.mapping.merge(Mapping.read(mapping, decryption_keys(key_file)))
+            report.mapping.write(mapping, [key])
+    _tell(ui, report, chosen)
+
+
+def _refuse_inside(mapping: Path, target: Path) -> None:
+    if target.resolve() in mapping.resolve().parents:
+        raise UsageError("the mapping would lie among the de-identified files", hint="name a place outside OUT")
+
+
+def _tell(ui: Ui, report: DeidReport, profile: Profile) -> None:
+    failed = [(bad.path, "unreadable", bad.reason) for bad in report.unreadable]
+    failed += [(bad.path, "unwritten", bad.reason) for bad in report.unwritten]
+    held = [(bad.path, "quarantined", bad.reason) for bad in report.quarantined]
+    for path, what, reason in (*failed, *held):
+        ui.warn(f"{path}: {what}: {reason}")
+    files = [AnonymizedFile(str(one.source), "written", str(one.target), None) for one in report.written]
+    files += [AnonymizedFile(str(path), what, None, reason) for path, what, reason in (*failed, *held)]
+    ui.result(
+        Anonymized(
+            files,
+            dict(report.actions),
+            report.table,
+            [MethodCode(value, meaning) for value, meaning in report.codes],
+            len(report.mapping.patients),
+        ),
+        "",
+    )
+    if not files:
+        raise MissingError("there are no files in the folder")
+    changed = ", ".join(f"{count} {_DONE[action]}" for action, count in sorted(report.actions.items()))
+    ui.say(f"{counted(len(report.written), 'file')} of {counted(len(report.mapping.patients), 'patient')} written")
+    if changed:
+        ui.say(f"values: {changed}")
+    ui.detail("method: " + "; ".join(meaning for _, meaning in profile.codes))
+    if failed or held:
+        message = f"{len(failed) + len(held)} of {counted(len(files), 'file')} not written: "
+        message += ", ".join(part for part in (_some(held, "quarantined"), _some(failed, "failed")) if part)
+        raise PartialError(message, hint="see the warnings above")
+
+
+_DONE = {"C": "cleaned", "D": "replaced", "U": "UIDs replaced", "X": "removed", "Z": "emptied"}
+
+
+def _some(paths: list[tuple[Path, str, str]], what: str) -> str:
+    return f"{len(paths)} {what}" if paths else ""

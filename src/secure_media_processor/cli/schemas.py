@@ -1,0 +1,649 @@
+"""What each command prints with --json: one class a command, which is its schema.
+
+A command makes the object, `Ui.result` prints its fields under the name of the schema, and docs/generate.py writes the page
+docs/reference/json.md from these classes. Every field is always there; one that does not apply is null. A name such as
+``smp.ls/1`` is that of the command and a version: fields may be added to a version, and what is there keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from secure_media_processor.cloud.objects import ObjectState, ReplicaState  # noqa: TC001 - who writes the reference needs the types
+from secure_media_processor.cloud.outcome import Action  # noqa: TC001 - as above
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command prints."""
+
+    schema: ClassVar[str]
+    """Name and version."""
+
+
+# --------------------------------------------------------------------------------------------------------- encryption
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalFile:
+    """What an encrypted file tells of the file that was encrypted."""
+
+    size: int
+    """Bytes."""
+    sha256: str
+    """64 hexadecimal digits."""
+    name: str | None
+    """File name without folder."""
+    mtime_ns: int | None
+    """Modification time, nanoseconds since 1970-01-01 UTC."""
+    media_type: str | None
+    """Such as application/dicom."""
+    writer: str | None
+    """Program and version that encrypted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Result):
+    """An encrypted file that is intact."""
+
+    schema: ClassVar[str] = "smp.verify/1"
+    input: str
+    """Path; - for standard input."""
+    file_id: str
+    """Of the encrypted file, 32 hexadecimal digits."""
+    original: OriginalFile
+
+
+@dataclass(frozen=True, slots=True)
+class Encrypted(Verified):
+    """A file that was encrypted. Nothing is printed when the encrypted file itself goes to standard output."""
+
+    schema: ClassVar[str] = "smp.encrypt/1"
+    output: str
+    """Path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decrypted(Encrypted):
+    """A file that was decrypted. Nothing is printed when the file itself goes to standard output."""
+
+    schema: ClassVar[str] = "smp.decrypt/1"
+
+
+# --------------------------------------------------------------------------------------------------------------- keys
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFile:
+    """A key in the keystore, without its secret."""
+
+    id: str
+    """16 hexadecimal digits."""
+    file: str
+    """Path."""
+    primary: bool
+    """Whether new files are encrypted for it."""
+    exported: str | None
+    """UTC time of the last export, ISO 8601; null if there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyGenerated(KeyFile, Result):
+    """The key that was made."""
+
+    schema: ClassVar[str] = "smp.key.generate/1"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyImported(KeyFile, Result):
+    """The key that was brought back."""
+
+    schema: ClassVar[str] = "smp.key.import/1"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChosen(KeyFile, Result):
+    """The key for which new files are encrypted now."""
+
+    schema: ClassVar[str] = "smp.key.primary/1"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyExported(Result):
+    """The copy of a key. Nothing is printed when the key itself goes to standard output."""
+
+    schema: ClassVar[str] = "smp.key.export/1"
+    id: str
+    """Of the key, 16 hexadecimal digits."""
+    file: str
+    """Path of the copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyList(Result):
+    """The keys in the keystore."""
+
+    schema: ClassVar[str] = "smp.key.list/1"
+    keystore: str
+    """Path of the folder."""
+    keys: list[KeyFile]
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+@dataclass(frozen=True, slots=True)
+class FileDone:
+    """What became of a file, or with --dry-run what would become of it."""
+
+    name: str
+    """In the stores."""
+    action: Action
+    size: int
+    """Bytes; 0 if it is not known."""
+    error: str | None
+    """Code of the error if the action is failed, else null."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Something in a folder that is not uploaded."""
+
+    path: str
+    """On this machine."""
+    reason: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilesDone(Result):
+    """What became of files."""
+
+    dry_run: bool
+    """Whether nothing was done, and this is what would be."""
+    files: list[FileDone]
+    degraded: dict[str, str]
+    """Stores that did not answer, or did not take all they should, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded(FilesDone):
+    """What became of the files to be uploaded."""
+
+    schema: ClassVar[str] = "smp.upload/1"
+    passed_over: list[PassedOver]
+    """Symbolic links, pipes, devices, and folders of smp itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synced(Uploaded):
+    """What became of the files in the folder, and with --delete of those that are not in it any more."""
+
+    schema: ClassVar[str] = "smp.sync/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded(FilesDone):
+    """What became of the files to be fetched. `dry_run` is false."""
+
+    schema: ClassVar[str] = "smp.download/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed(FilesDone):
+    """What became of the files to be removed."""
+
+    schema: ClassVar[str] = "smp.rm/1"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file in the stores."""
+
+    name: str
+    size: int
+    """Bytes."""
+    mtime_ns: int | None
+    """Modification time, nanoseconds since 1970-01-01 UTC; null if it is before 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Result):
+    """The files in the stores."""
+
+    schema: ClassVar[str] = "smp.ls/1"
+    files: list[ListedFile]
+    degraded: dict[str, str]
+    """Stores that did not answer, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketUploaded(Result):
+    """With --bucket: the object that was stored."""
+
+    schema: ClassVar[str] = "smp.upload.bucket/1"
+    bucket: str
+    key: str
+    """Of the object."""
+    size: int
+    """Bytes of the object, which is encrypted."""
+    digests: dict[str, str]
+    """Of the object: name of the algorithm and hexadecimal digits, as S3 reports them."""
+    file_id: str | None
+    """Of the encrypted file, 32 hexadecimal digits; null if the file was encrypted before."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketDownloaded(Result):
+    """With --bucket: the file that was fetched."""
+
+    schema: ClassVar[str] = "smp.download.bucket/1"
+    output: str
+    """Path."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """Of the file, 64 hexadecimal digits."""
+
+
+# ------------------------------------------------------------------------------------------------------------- stores
+
+
+@dataclass(frozen=True, slots=True)
+class StoreEntry:
+    """A store that was named."""
+
+    name: str
+    kind: str
+    """As `smp cloud kinds` shows it."""
+    options: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreAdded(StoreEntry, Result):
+    """The store that was named."""
+
+    schema: ClassVar[str] = "smp.cloud.add/1"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreList(Result):
+    """The stores."""
+
+    schema: ClassVar[str] = "smp.cloud.list/1"
+    stores: list[StoreEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRemoved(Result):
+    """The store that was forgotten."""
+
+    schema: ClassVar[str] = "smp.cloud.remove/1"
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsKept(Result):
+    """The credentials that the keyring has now."""
+
+    schema: ClassVar[str] = "smp.cloud.keep-credentials/1"
+    name: str
+    """Under which it has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialsForgotten(Result):
+    """The credentials that the keyring has no more."""
+
+    schema: ClassVar[str] = "smp.cloud.forget-credentials/1"
+    name: str
+    """Under which it had them."""
+
+
+@dataclass(frozen=True, slots=True)
+class KindOption:
+    """An option of a kind of store."""
+
+    option: str
+    required: bool
+    meaning: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class KindList(Result):
+    """The kinds of stores."""
+
+    schema: ClassVar[str] = "smp.cloud.kinds/1"
+    kinds: dict[str, list[KindOption]]
+    """Name of the kind and its options."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a store says when it is asked whether it is there."""
+
+    name: str
+    kind: str
+    answers: bool
+    seconds: float
+    """How long that took."""
+    reason: str = ""
+    """Why it does not answer, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus(Result):
+    """The stores, and whether they answer."""
+
+    schema: ClassVar[str] = "smp.cloud.status/1"
+    stores: list[Answer]
+
+
+@dataclass(frozen=True, slots=True)
+class BadCopy:
+    """A copy of an object that is not intact."""
+
+    object: str
+    """Key of the object in the stores."""
+    files: list[str]
+    """Names of the files that lie in it; empty if it is a record of the index."""
+    store: str
+    state: ReplicaState
+    reason: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexTrouble:
+    """What is wrong with the index."""
+
+    taken_back: dict[str, list[str]]
+    """Stores that were set back, and the ids of the records that they had and lack."""
+    unreadable: dict[str, list[str]]
+    """Stores that hold records which are damaged or for other keys, and their ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoresVerified(Result):
+    """How things stand."""
+
+    schema: ClassVar[str] = "smp.cloud.verify/1"
+    objects: int
+    """How many there are to be, records of the index included."""
+    state: ObjectState
+    """Of the object that is worst off."""
+    copies: list[BadCopy]
+    """Those that are not intact."""
+    index: IndexTrouble
+    unreachable: dict[str, str]
+    """Stores that did not answer, and why."""
+    leftovers: dict[str, list[str]]
+    """Stores that hold objects which nothing refers to, and the keys of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class MendedCopy:
+    """A copy that was not intact, and is now."""
+
+    object: str
+    """Key of the object in the stores."""
+    files: list[str]
+    """Names of the files that lie in it; empty if it is a record of the index."""
+    store: str
+    """Where it was copied to."""
+    was: ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class StoresRepaired(StoresVerified):
+    """What was done, and how things stand afterwards: `copies` are those that could not be mended, and why."""
+
+    schema: ClassVar[str] = "smp.cloud.repair/1"
+    mended: list[MendedCopy]
+    removed: dict[str, list[str]]
+    """Stores from which objects were removed that are not to be there any more, and the keys of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrayObject:
+    """An object that no record of the index tells of."""
+
+    object: str
+    """Key of the object in the stores."""
+    size: int
+    """Bytes, all copies together."""
+    stores: list[str]
+    """Those that have it."""
+    seen_for: float
+    """Seconds since this machine first saw it so."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoresPruned(Result):
+    """What nothing refers to, and was removed or is left for the present."""
+
+    schema: ClassVar[str] = "smp.cloud.prune/1"
+    dry_run: bool
+    removed: list[StrayObject]
+    """With dry_run, what would be removed."""
+    kept: list[StrayObject]
+    """What is too new, or may be needed by an unfinished upload."""
+    degraded: dict[str, str]
+    """Stores that did not let go of what was to be removed, and why."""
+
+
+# ----------------------------------------------------------------------------------------------------- medical images
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedFile:
+    """A picture, volume or segmentation that was written."""
+
+    path: str
+    source: str
+    """The file that it was made of; for a volume, the first one."""
+    files: int
+    """How many files it was made of."""
+    engine: Literal["dcm2niix", "own"] | None
+    """What made a volume; null for a segmentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedFile:
+    """A file that could not be used."""
+
+    path: str
+    """For a volume that could not be made, its first file."""
+    reason: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class MedicalConverted(Result):
+    """What was made of the files, and which of them failed."""
+
+    schema: ClassVar[str] = "smp.medical.convert/1"
+    written: list[ConvertedFile]
+    failed: list[FailedFile]
+
+
+# ------------------------------------------------------------------------------------------------------- this program
+
+
+@dataclass(frozen=True, slots=True)
+class DemoStep:
+    """One thing that was shown."""
+
+    name: str
+    shown: str
+    """For people."""
+    held: bool
+    """Whether it is as was claimed."""
+    files: int
+    """How many files or objects were gone through."""
+    size: int
+    """Bytes gone through."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRun(Result):
+    """What the demo showed."""
+
+    schema: ClassVar[str] = "smp.demo/1"
+    held: bool
+    """Whether every step held."""
+    steps: list[DemoStep]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was checked."""
+
+    check: str
+    state: Literal["ok", "note", "fail"]
+    """A note is something that one may want to know."""
+    text: str
+    """For people."""
+    hint: str = ""
+    """The next step, for people; empty if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport(Result):
+    """What was found."""
+
+    schema: ClassVar[str] = "smp.doctor/1"
+    findings: list[Finding]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """One line of the audit log; docs/format/audit.md tells more."""
+
+    seq: int
+    """Number in the log, from 1."""
+    ts: str
+    """UTC, ISO 8601 with microseconds."""
+    actor: str
+    """uid: and the numeric user id."""
+    action: str
+    object: str | None
+    """Keyed id of what was acted on, 32 hexadecimal digits."""
+    outcome: str
+    """ok, or the code of an error."""
+    prev: str
+    """Hash of the record before."""
+    hash: str
+    """Of this record, 64 hexadecimal digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditShown(Result):
+    """The records, oldest first."""
+
+    schema: ClassVar[str] = "smp.audit.show/1"
+    records: list[AuditRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditVerified(Result):
+    """An audit log that is intact."""
+
+    schema: ClassVar[str] = "smp.audit.verify/1"
+    records: int
+    """How many there are."""
+    head: str
+    """Number and hash of the last one, for --head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The value of a setting."""
+
+    value: str | None
+    origin: str
+    """Where it comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigShown(Result):
+    """The settings."""
+
+    schema: ClassVar[str] = "smp.config.show/1"
+    settings: dict[str, Setting]
+    """Name and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigTrusted(Result):
+    """The file that is trusted."""
+
+    schema: ClassVar[str] = "smp.config.trust/1"
+    file: str
+    """Path."""
+
+
+# -------------------------------------------------------------------------------------------------- de-identification
+
+
+@dataclass(frozen=True, slots=True)
+class AnonymizedFile:
+    """What became of a file."""
+
+    input: str
+    """Path."""
+    outcome: Literal["written", "quarantined", "unreadable", "unwritten"]
+    output: str | None
+    """Path; null if it was not written."""
+    reason: str | None
+    """Why it was not written, without any value of the file; null if it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCode:
+    """An entry of DeidentificationMethodCodeSequence (0012,0064), of the scheme DCM."""
+
+    code: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anonymized(Result):
+    """What was done to a folder."""
+
+    schema: ClassVar[str] = "smp.medical.anonymize/1"
+    files: list[AnonymizedFile]
+    actions: dict[str, int]
+    """X removed, Z emptied, D replaced, U UIDs replaced, C cleaned: how many values."""
+    table: str
+    """Edition of the table of PS3.15."""
+    method: list[MethodCode]
+    patients: int
+    """How many there were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What stands behind a pseudonym."""
+
+    new: str
+    old: str
+    days: int | None
+    """By which dates of this patient were moved, negative into the past; null for a UID, or if they were not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reidentified(Result):
+    """What stands behind the names that were asked for."""
+
+    schema: ClassVar[str] = "smp.medical.reidentify/1"
+    originals: list[Original]
+
+
+def every_result() -> list[type[Result]]:
+    """Return the classes of what commands print, in the order in which they stand here."""
+    found = [value for value in globals().values() if isinstance(value, type) and issubclass(value, Result)]
+    return [kind for kind in found if "schema" in vars(kind)]

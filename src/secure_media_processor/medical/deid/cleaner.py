@@ -1,0 +1,295 @@
+"""One pass over one data set, and over what it nests, by the rules of a profile."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from pydicom import DataElement, Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.sequence import Sequence
+from pydicom.valuerep import PersonName
+
+from secure_media_processor.medical.deid.dates import capped_age
+from secure_media_processor.medical.deid.private import creator_tag, is_creator, is_safe
+from secure_media_processor.medical.deid.profile import Option, Rule
+from secure_media_processor.medical.deid.table import Action, read_table
+from secure_media_processor.medical.deid.text import clean_text, words_of
+from secure_media_processor.medical.deid.values import DUMMIES, has_sound_value
+
+if TYPE_CHECKING:
+    from secure_media_processor.medical.deid.dates import DateShift
+    from secure_media_processor.medical.deid.profile import Rules
+    from secure_media_processor.medical.deid.uids import Pseudonyms
+
+# Far deeper than any object of the standard nests.
+_MAX_DEPTH = 64
+# Inside a sequence that must be replaced (an SR tree, say) whatever can hold words, dates or bytes is; numbers and codes stay.
+_FREE_VRS = frozenset(
+    ["AE", "AS", "DA", "DT", "LO", "LT", "OB", "OD", "OF", "OL", "OV", "OW", "PN", "SH", "ST", "TM", "UC", "UN", "UR", "UT"]
+)
+_WORD_VRS = frozenset(["AE", "CS", "LO", "LT", "SH", "ST", "UC", "UT"])
+_NAMING_VRS = _WORD_VRS - {"CS"} | {"PN"}
+_TEMPORAL_VRS = frozenset(["DA", "DT", "TM"])
+_CODE_KEYWORDS = (
+    "CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue", "URNCodeValue",
+    "MappingResource", "ContextIdentifier", "TemplateIdentifier",
+)  # fmt: skip
+_CODE_TAGS = {tag_for_keyword(keyword) for keyword in _CODE_KEYWORDS}
+# Codes of these schemes are published; a local scheme (99…) can mean anything, a name too.
+_PUBLIC_SCHEMES = {
+    "DCM", "SCT", "SRT", "SNM3", "99SDM", "LN", "UCUM", "FMA", "RADLEX", "I10", "I9C", "BI", "UMLS", "NCIt", "MSH",
+}  # fmt: skip
+_IDENTITY_UIDS = {0x0020000D, 0x0020000E, 0x00080018}  # study, series, instance
+_OVERLAY_GROUPS, _OVERLAY_TYPE = 0x6000, 0x0040
+_REGION = "R"  # an overlay that marks a region, not graphics (PS3.3 section C.9.2)
+# Shorter words are found in any bytes.
+_SHORTEST_IN_BYTES = 4
+
+
+class RefusedError(Exception):
+    """A data set that cannot be de-identified; the text holds nothing of it."""
+
+
+class _Inside(Enum):
+    """What kind of sequence an element stands in."""
+
+    USUAL = "only the table counts"
+    REPLACED = "all that can hold words, dates or bytes is replaced"
+    CLEANED = "words are cleaned, dates are shifted or replaced"
+
+
+@dataclass(slots=True)
+class Cleaner:
+    """What is needed to clean one data set, and what was done."""
+
+    rules: Rules
+    pseudonyms: Pseudonyms
+    shift: DateShift | None
+    """For the patient; None if dates are not shifted."""
+    actions: Counter[str] = field(default_factory=Counter)
+    """"X", "Z", "D", "U", "C" → number of elements."""
+    uids: dict[str, str] = field(default_factory=dict)
+    """Old → new, of those that were replaced."""
+    _names: frozenset[str] = frozenset()
+    """Words that name somebody or something in this data set."""
+
+    def clean(self, dataset: Dataset) -> None:
+        """Clean `dataset` in place. Raises RefusedError if it is nested too deeply."""
+        if self._reads_words:
+            self._names = frozenset(self._naming_words(dataset))
+        self._clean(dataset, _Inside.USUAL, 0)
+
+    @property
+    def _reads_words(self) -> bool:
+        return not self.rules.profile.options.isdisjoint(_OPTIONS_THAT_KEEP_WORDS)
+
+    def _clean(self, dataset: Dataset, inside: _Inside, depth: int) -> None:
+        if depth > _MAX_DEPTH:
+            raise RefusedError("its sequences are nested too deeply")
+        private_codes = inside is not _Inside.USUAL and not _is_public_code(dataset)
+        graphics = self._kept_overlays(dataset) if Option.CLEAN_GRAPHICS in self.rules.profile.options else set()
+        blocks: set[int] = set()
+        sequences: list[tuple[Sequence, _Inside]] = []
+        for tag in list(dataset.keys()):
+            number = int(tag)
+            if number >> 16 & 1:
+                if not self._keep_private(dataset, number, blocks, sequences):
+                    self._count(Action.REMOVE)
+                    del dataset[tag]
+                continue
+            rule = self.rules.rule(number)
+            if rule.vr == "SQ" or (not rule.vr and dataset.get_item(tag, keep_deferred=True).VR == "SQ"):
+                self._sequence(dataset, number, rule, inside, sequences)
+                continue
+            action = rule.action
+            if action is Action.CLEAN and number >> 16 & 0xFF00 == _OVERLAY_GROUPS:
+                action = Action.REMOVE if number >> 16 not in graphics else action if rule.vr in _WORD_VRS else None
+            if action is None:
+                action = self._beyond_table(dataset, number, rule, inside, private_codes=private_codes)
+            if action is not None:
+                self._apply(dataset, number, rule, action)
+        for tag in [tag for tag in dataset.keys() if is_creator(int(tag)) and int(tag) not in blocks]:  # noqa: SIM118 - no dict
+            self._count(Action.REMOVE)
+            del dataset[tag]
+        for sequence, within in sequences:
+            for item in sequence:
+                self._clean(item, within, depth + 1)
+
+    def _sequence(
+        self, dataset: Dataset, tag: int, rule: Rule, inside: _Inside, sequences: list[tuple[Sequence, _Inside]]
+    ) -> None:
+        """Remove or empty a sequence, or remember it as one whose items are to be cleaned."""
+        action = rule.action
+        if rule.vr and action is not Action.REMOVE:
+            value = dataset[tag].value
+            if not isinstance(value, Sequence):
+                action = Action.REMOVE  # what pydicom could not take apart cannot be cleaned
+        if action is Action.REMOVE or not rule.vr:
+            self._count(Action.REMOVE)
+            del dataset[tag]
+        elif action is Action.EMPTY:
+            self._count(action)
+            dataset[tag] = DataElement(tag, "SQ", Sequence())
+        else:
+            within = {Action.DUMMY: _Inside.REPLACED, Action.CLEAN: _Inside.CLEANED}.get(action, inside) if action else inside
+            if inside is _Inside.REPLACED:
+                within = inside
+            sequences.append((dataset[tag].value, within))
+
+    def _beyond_table(self, dataset: Dataset, tag: int, rule: Rule, inside: _Inside, *, private_codes: bool) -> Action | None:
+        """Return what to do with an element for which the table has nothing."""
+        if inside is not _Inside.USUAL and rule.vr in _FREE_VRS and (private_codes or tag not in _CODE_TAGS):
+            if inside is _Inside.REPLACED or rule.vr not in _WORD_VRS | _TEMPORAL_VRS:
+                return Action.DUMMY
+            return Action.CLEAN if rule.vr not in _TEMPORAL_VRS or self.shift is not None else self._of_date()
+        return None if has_sound_value(dataset.get_item(tag, keep_deferred=True), rule) else Action.EMPTY
+
+    def _of_date(self) -> Action | None:
+        return None if Option.RETAIN_DATES in self.rules.profile.options else Action.DUMMY
+
+    def _apply(self, dataset: Dataset, tag: int, rule: Rule, action: Action) -> None:
+        vr = rule.vr or str(dataset.get_item(tag, keep_deferred=True).VR or "UN")
+        if action is Action.CLEAN:
+            value = self._cleaned(dataset, tag, vr)
+            if value is not None:
+                self._count(action)
+                if value != []:
+                    dataset[tag] = DataElement(tag, vr, value)
+                return
+            action = rule.fallback if rule.action is Action.CLEAN else Action.DUMMY
+        if action is Action.KEEP:
+            self._keep(dataset, tag, vr)
+            return
+        self._count(action)
+        if action is Action.REMOVE:
+            del dataset[tag]
+        elif action is Action.EMPTY:
+            dataset[tag] = DataElement(tag, vr, None)
+        elif vr == "UI":
+            dataset[tag] = DataElement(tag, vr, [self._uid(tag, uid) for uid in _uids(dataset, tag)])
+        else:
+            dataset[tag] = DataElement(tag, vr, DUMMIES.get(vr, b"\0\0"))
+
+    def _keep(self, dataset: Dataset, tag: int, vr: str) -> None:
+        """Keep a value that an option keeps, if it has the form of its VR."""
+        if vr == "AS":
+            dataset[tag] = DataElement(tag, vr, [capped_age(age) for age in _texts(dataset, tag)])
+        elif not has_sound_value(dataset.get_item(tag, keep_deferred=True), self.rules.rule(tag)):
+            self._count(Action.EMPTY)
+            dataset[tag] = DataElement(tag, vr, None)
+
+    def _cleaned(self, dataset: Dataset, tag: int, vr: str) -> list[str] | None:
+        """Return the cleaned values of an element, none if it stays as it is; None if it cannot be cleaned."""
+        if vr == "TM":
+            sound = has_sound_value(dataset.get_item(tag, keep_deferred=True), self.rules.rule(tag))
+            return [] if sound and self.shift is not None else None
+        if vr in _TEMPORAL_VRS:
+            if self.shift is None:
+                return None
+            move = self.shift.date if vr == "DA" else self.shift.datetime
+            moved = [move(text) for text in _texts(dataset, tag)]
+            return [text for text in moved if text is not None] if moved and None not in moved else None
+        if vr not in _WORD_VRS:
+            return None
+        cleaned = [clean_text(text, self._names) for text in _texts(dataset, tag)]
+        return cleaned if any(cleaned) else None
+
+    def _keep_private(self, dataset: Dataset, tag: int, blocks: set[int], sequences: list[tuple[Sequence, _Inside]]) -> bool:
+        """Return whether a private element stays; note its block, and its items if it is a sequence."""
+        if Option.RETAIN_SAFE_PRIVATE not in self.rules.profile.options:
+            return False
+        if is_creator(tag):
+            return True  # for now: it goes when all is known that it stands for
+        creator = creator_tag(tag)
+        if creator not in dataset or not is_safe(tag, "".join(_texts(dataset, creator)[:1])):
+            return False
+        element = dataset.get_item(tag, keep_deferred=True)
+        if element.VR in (None, "UN", "SQ"):
+            element = dataset[tag]  # pydicom's dictionary may know a sequence in it
+        if element.VR == "SQ":
+            if not isinstance(element.value, Sequence):
+                return False
+            sequences.append((element.value, _Inside.CLEANED))
+        elif self._names_somebody(dataset, tag):
+            return False
+        blocks.add(creator)
+        return True
+
+    def _names_somebody(self, dataset: Dataset, tag: int) -> bool:
+        """Return whether a value holds one of the words that name somebody in this data set."""
+        value = dataset.get_item(tag, keep_deferred=True).value
+        raw = value if isinstance(value, bytes) else " ".join(_texts(dataset, tag)).encode("utf-8", "replace")
+        lower = raw.lower()
+        return any(name.encode() in lower for name in self._names if len(name) >= _SHORTEST_IN_BYTES)
+
+    def _kept_overlays(self, dataset: Dataset) -> set[int]:
+        """Return the groups of overlays that mark a region, and so show no text."""
+        groups = {int(tag) >> 16 for tag in dataset.keys() if int(tag) >> 16 & 0xFF00 == _OVERLAY_GROUPS}  # noqa: SIM118
+        return {group for group in groups if _texts(dataset, group << 16 | _OVERLAY_TYPE) == [_REGION]}
+
+    def _naming_words(self, dataset: Dataset, depth: int = 0) -> set[str]:
+        """Return the words of all names, numbers and addresses in `dataset`, and in what it nests."""
+        words: set[str] = set()
+        if depth > _MAX_DEPTH:
+            raise RefusedError("its sequences are nested too deeply")
+        for tag in list(dataset.keys()):
+            number = int(tag)
+            if number >> 16 & 1:
+                continue
+            rule = self.rules.rule(number)
+            if rule.vr == "SQ":
+                value = dataset[tag].value if rule.action is not Action.REMOVE else None
+                for item in value if isinstance(value, Sequence) else ():
+                    words |= self._naming_words(item, depth + 1)
+            elif rule.vr == "PN" or (rule.vr in _NAMING_VRS and _names_things(number)):
+                for text in _texts(dataset, number):
+                    words |= words_of(text)
+        return words
+
+    def _uid(self, tag: int, original: str) -> str:
+        new = self.pseudonyms.instance_uid(original) if tag in _IDENTITY_UIDS else self.pseudonyms.uid(original)
+        if new != original:
+            self.uids[original] = new
+        return new
+
+    def _count(self, action: Action) -> None:
+        self.actions[action.value] += 1
+
+
+_OPTIONS_THAT_KEEP_WORDS = {
+    Option.CLEAN_DESCRIPTORS, Option.CLEAN_STRUCTURED_CONTENT, Option.CLEAN_GRAPHICS, Option.RETAIN_SAFE_PRIVATE,
+    Option.RETAIN_DEVICE, Option.RETAIN_PATIENT_CHARACTERISTICS,
+}  # fmt: skip
+
+
+def _names_things(tag: int) -> bool:
+    """Return whether the table has an attribute for who or where it names, not for what it describes."""
+    row = read_table().row(tag)
+    return row is not None and "descriptors" not in row.options
+
+
+def _uids(dataset: Dataset, tag: int) -> list[str]:
+    value = dataset[tag].value
+    if isinstance(value, bytes):
+        value = value.decode("ascii", "replace").split("\\")
+    return [str(uid) for uid in ([value] if isinstance(value, str) else value or ())]
+
+
+def _texts(dataset: Dataset, tag: int) -> list[str]:
+    """Return the values of an element as text, whatever they are; none if it is absent or empty."""
+    if tag not in dataset:
+        return []
+    value = dataset[tag].value
+    if isinstance(value, bytes):
+        value = value.decode("latin-1").split("\\")
+    values = [value] if isinstance(value, str | PersonName) else list(value) if hasattr(value, "__iter__") else [value]
+    return [str(one).strip(" \0") for one in values if one is not None]
+
+
+def _is_public_code(dataset: Dataset) -> bool:
+    """Return whether the codes in `dataset`, if any, are of a scheme that is published."""
+    scheme = dataset.get("CodingSchemeDesignator")
+    return scheme in _PUBLIC_SCHEMES if scheme else "CodeMeaning" not in dataset

@@ -1,0 +1,83 @@
+"""Cleaning free text by an allow-list: only words that say what was imaged and how are kept, in vocabulary.txt.
+
+No list of names is complete, so names are not looked for. What is not known to be harmless goes: other words, numbers of more
+than three digits, dates, and every word that the same file uses as a name, number or address.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+# Dates and times of the day, with any separator; a name of a month beside a number is not in the vocabulary anyway.
+_DATED = re.compile(r"\d{1,4}[-./ ]\d{1,2}[-./ ]\d{1,4}|\d{1,2}:\d{2}(:\d{2})?")
+_WORD = re.compile(r"[^\W_]+")
+_PIECE = re.compile(r"[^\W\d_]+|\d+")
+# Numbers of a protocol: a slice thickness, a b-value, an echo time. Years and numbers of patients are longer.
+_MOST_DIGITS = 3
+# Letters that stand before or after a number in the names of sequences: T2w, b1000, TE80, 5mm, 3D, L5, C7.
+_BESIDE_NUMBERS = frozenset(
+    [
+        "b",
+        "c",
+        "cm",
+        "d",
+        "f",
+        "g",
+        "h",
+        "hz",
+        "kv",
+        "kvp",
+        "l",
+        "mas",
+        "min",
+        "mm",
+        "ms",
+        "p",
+        "s",
+        "sec",
+        "t",
+        "te",
+        "ti",
+        "tr",
+        "w",
+    ]
+)
+_SPACE = re.compile(r"\s+")
+_LONE_MARKS = re.compile(r"(?<!\w)[^\w\s](?:[\s]*[^\w\s])*(?!\w)")
+
+
+def clean_text(text: str, forbidden: frozenset[str]) -> str:
+    """Return what may stay of `text`; empty if nothing may.
+
+    Args:
+        text: Any.
+        forbidden: Words, in lower case, that name somebody or something in the same file.
+    """
+    words = _WORD.sub(lambda found: found[0] if _is_harmless(found[0].lower(), forbidden) else " ", _DATED.sub(" ", text))
+    return _SPACE.sub(" ", _LONE_MARKS.sub(" ", words)).strip()
+
+
+def words_of(text: str) -> set[str]:
+    """Return the words of two letters or digits and more in `text`, in lower case."""
+    return {word for word in _WORD.findall(text.lower()) if len(word) > 1}
+
+
+def _is_harmless(word: str, forbidden: frozenset[str]) -> bool:
+    if word in forbidden:
+        return False
+    pieces = _PIECE.findall(word)
+    if len(pieces) == 1:
+        return word in _vocabulary() or (word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS)
+    numbers = [piece for piece in pieces if piece.isdigit()]
+    letters = [piece for piece in pieces if not piece.isdigit()]
+    most = _MOST_DIGITS + (letters[0] in {"b", "te", "ti", "tr"})
+    known = all(piece in _BESIDE_NUMBERS for piece in letters) or (len(letters) == 1 and letters[0] in _vocabulary())
+    return known and all(piece.isascii() and len(piece) <= most for piece in numbers)
+
+
+@cache
+def _vocabulary() -> frozenset[str]:
+    lines = files(__package__).joinpath("vocabulary.txt").read_text("ascii").splitlines()
+    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
