@@ -23,6 +23,15 @@ def encryption_key(key_file: Path | None) -> SymmetricKey:
     return SymmetricKey.load(chosen) if chosen else Keystore(settings.keystore).primary()
 
 
+def keys_at_hand(key_file: Path | None) -> Sequence[Identity]:
+    """Return what may open a file, for a command that needs it only if it meets an encrypted one: none if there is no key."""
+    settings = get_settings()
+    if key_file or settings.key_file:
+        return decryption_keys(key_file)
+    keystore = Keystore(settings.keystore)
+    return [keystore] if keystore.entries() else []
+
+
 def decryption_keys(key_file: Path | None) -> Sequence[Identity]:
     """Return what may open a file: the key file that is named, or the whole keystore."""
     settings = get_settings()

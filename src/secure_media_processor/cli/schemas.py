@@ -448,6 +448,8 @@ class ConvertedFile:
     """How many files it was made of."""
     engine: Literal["dcm2niix", "own"] | None
     """What made a volume; null for a segmentation."""
+    problems: list[str]
+    """Why the slices of a volume are not a regular grid, for people; dcm2niix may have resampled them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -467,6 +469,154 @@ class MedicalConverted(Result):
     schema: ClassVar[str] = "smp.medical.convert/1"
     written: list[ConvertedFile]
     failed: list[FailedFile]
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+@dataclass(frozen=True, slots=True)
+class FoundViolation:
+    """Something of the original that is left in an output, or another fault of it. Never a value."""
+
+    kind: str
+    """kept, present, private, unknown, residue, uid, uid-map, patient-map, file-meta, preamble, trailing, pixels, statement,
+    dates, age, file-name or unpaired."""
+    place: str
+    """Tags from the outermost sequence inwards; of the original attribute if the kind is residue; empty for the whole file."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileWithFindings:
+    """An output in which something was found."""
+
+    output: str
+    """Path."""
+    original: str | None
+    """Path; null if no original belongs to it."""
+    violations: list[FoundViolation]
+    lost: dict[str, int]
+    """Place and number of attributes that should have survived and did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadFile:
+    """A file that could not be read as DICOM."""
+
+    path: str
+    reason: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnonymizationVerified(Result):
+    """How de-identified files compare with their originals. It holds no value of any attribute."""
+
+    schema: ClassVar[str] = "smp.medical.verify-anonymized/1"
+    clean: bool
+    """Whether no violation was found."""
+    originals: int
+    """How many could be read."""
+    outputs: int
+    """How many could be read."""
+    pairs: int
+    """How many outputs were compared with their originals."""
+    elements: int
+    """How many elements of outputs were compared."""
+    violations: dict[str, int]
+    """Kind and number."""
+    lost: dict[str, int]
+    """Place and number of attributes that should have survived and did not."""
+    files: list[FileWithFindings]
+    """Those in which something was found."""
+    missing: list[str]
+    """Paths of originals without an output: quarantined, or refused."""
+    unreadable: list[UnreadFile]
+
+
+# --------------------------------------------------------------------------------------------------------- DICOM files
+
+
+@dataclass(frozen=True, slots=True)
+class SliceProblem:
+    """Why slices are not a regular grid."""
+
+    kind: str
+    """no-geometry, mosaic, mixed-orientation, duplicates, gaps, uneven-spacing, tilt or shift."""
+    text: str
+    """For people."""
+    amount: float | None
+    """tilt, mixed-orientation: degrees. uneven-spacing, shift: the largest deviation in mm. gaps: slices that are missing.
+    duplicates: slices too many. Null for the others."""
+    slices: list[int]
+    """Indices in the stack, from 0: after which slices are missing, which lie where others do, or which is furthest off."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomStack:
+    """Slices of a series that belong together."""
+
+    images: int
+    rows: int | None
+    """Null if these are no images."""
+    columns: int | None
+    plane: str | None
+    """axial, coronal or sagittal, with oblique before it if it is more than 5 degrees off; null if there is none."""
+    pixel_spacing: list[float] | None
+    """mm between rows, then between columns."""
+    slice_spacing: float | None
+    """mm between slices, measured along the normal; null for a single slice, or if it is not even."""
+    affine: list[list[float]] | None
+    """From voxel (column, row, slice) to the patient: 4 rows of 4 numbers, mm, LPS; null if the slices are not even."""
+    regular: bool
+    """Whether the slices are a regular grid."""
+    problems: list[SliceProblem]
+    """Why not."""
+    set_apart_by: dict[str, str]
+    """Keywords of what makes it a stack of its own, and their values; a value is empty if it is a time of day or a UID."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomSeries:
+    """A series."""
+
+    number: int | None
+    """SeriesNumber."""
+    modality: str
+    """Such as CT; empty if there is none."""
+    description: str
+    """SeriesDescription, free text."""
+    series_instance_uid: str | None
+    """Null without --identifiers."""
+    study_instance_uid: str | None
+    """Null without --identifiers."""
+    instances: int
+    """Number of objects."""
+    stacks: list[DicomStack]
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableFile:
+    """A file that could not be read."""
+
+    path: str
+    reason: str
+    """For people; without anything from the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class DicomShown(Result):
+    """What is in a DICOM file or a folder of them."""
+
+    schema: ClassVar[str] = "smp.medical.dicom-info/1"
+    path: str
+    attributes: dict[str, str] | None
+    """Of a file: keywords and values, with names in place of the UIDs of kinds. Null for a folder."""
+    series: list[DicomSeries]
+    instances: int
+    """Number of objects in all series."""
+    patients: int
+    """How many there are, by PatientID or name."""
+    unreadable: list[UnreadableFile]
 
 
 # ------------------------------------------------------------------------------------------------------- this program

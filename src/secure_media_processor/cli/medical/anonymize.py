@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +16,7 @@ from secure_media_processor.errors import MissingError, PartialError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from secure_media_processor.medical.deid.engine import DeidReport
     from secure_media_processor.medical.deid.profile import Profile
@@ -53,10 +53,10 @@ def _profile_options(command: _F) -> _F:
 @_profile_options
 @click.option("--project", default="", help="The same patients get other pseudonyms in another project.")
 @click.option("--mapping", type=FILE, help="Write, or complete, this encrypted file of what became what.")
-@click.option("--processes", type=click.IntRange(1, 256), help="How many to work with; as many as there are cores unless given.")
+@click.option("--processes", type=click.IntRange(1, 256), help="How many to work with; one a core unless given.")
 @key_option
 @output_options
-def anonymize(
+def anonymize(  # noqa: PLR0917 - click hands them over by name
     source: Path,
     target: Path,
     profile: str,
@@ -110,13 +110,13 @@ def _refuse_inside(mapping: Path, target: Path) -> None:
 
 
 def _tell(ui: Ui, report: DeidReport, profile: Profile) -> None:
-    failed = [(bad.path, "unreadable", bad.reason) for bad in report.unreadable]
-    failed += [(bad.path, "unwritten", bad.reason) for bad in report.unwritten]
-    held = [(bad.path, "quarantined", bad.reason) for bad in report.quarantined]
-    for path, what, reason in (*failed, *held):
-        ui.warn(f"{path}: {what}: {reason}")
+    failed = [AnonymizedFile(str(bad.path), "unreadable", None, bad.reason) for bad in report.unreadable]
+    failed += [AnonymizedFile(str(bad.path), "unwritten", None, bad.reason) for bad in report.unwritten]
+    held = [AnonymizedFile(str(bad.path), "quarantined", None, bad.reason) for bad in report.quarantined]
+    for bad in (*failed, *held):
+        ui.warn(f"{bad.input}: {bad.outcome}: {bad.reason}")
     files = [AnonymizedFile(str(one.source), "written", str(one.target), None) for one in report.written]
-    files += [AnonymizedFile(str(path), what, None, reason) for path, what, reason in (*failed, *held)]
+    files += failed + held
     ui.result(
         Anonymized(
             files,
@@ -136,12 +136,9 @@ def _tell(ui: Ui, report: DeidReport, profile: Profile) -> None:
     ui.detail("method: " + "; ".join(meaning for _, meaning in profile.codes))
     if failed or held:
         message = f"{len(failed) + len(held)} of {counted(len(files), 'file')} not written: "
-        message += ", ".join(part for part in (_some(held, "quarantined"), _some(failed, "failed")) if part)
+        counts = {"quarantined": len(held), "failed": len(failed)}
+        message += ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         raise PartialError(message, hint="see the warnings above")
 
 
 _DONE = {"C": "cleaned", "D": "replaced", "U": "UIDs replaced", "X": "removed", "Z": "emptied"}
-
-
-def _some(paths: list[tuple[Path, str, str]], what: str) -> str:
-    return f"{len(paths)} {what}" if paths else ""

@@ -87,7 +87,7 @@ def convert(
         source.stat()
     with recorded("medical.convert"):
         if kind == "seg":
-            _convert_mask(ui, source, target, images, labels, segmentation, force=force)
+            _convert_mask(ui, source, target, images=images, labels=labels, segmentation=segmentation, force=force)
             return
         from secure_media_processor.medical.convert import folders
         from secure_media_processor.medical.convert.png import PngOptions
@@ -143,7 +143,7 @@ def _in_bytes(progress: Callable[[int], None] | None, files: int, size: int) -> 
 
 
 def _convert_mask(
-    ui: Ui, mask: Path, target: Path, images: Path | None, labels: Path | None, segmentation: SegmentKind, *, force: bool
+    ui: Ui, mask: Path, target: Path, *, images: Path | None, labels: Path | None, segmentation: SegmentKind, force: bool
 ) -> None:
     if images is None or labels is None:
         raise UsageError(
@@ -153,7 +153,7 @@ def _convert_mask(
 
     segments = read_labels(labels)
     write_segmentation(mask, target, images, segments, kind=segmentation, overwrite=force)
-    written = ConvertedFile(str(target), str(mask), 1, None)
+    written = ConvertedFile(str(target), str(mask), 1, None, [])
     ui.result(MedicalConverted([written], []), "")
     ui.say(f"{counted(len(segments), 'segment')} written to {target}")
 
@@ -162,7 +162,10 @@ def _report(ui: Ui, done: Conversion, thing: str, files: int) -> None:
     """Say what became of the files. Raises PartialError if some of them failed."""
     for one in done.failed:
         ui.warn(f"{one.path}: {one.reason}")
-    written = [ConvertedFile(str(one.path), str(one.source), one.files, one.engine) for one in done.written]
+    for file in done.written:
+        if file.problems:
+            ui.warn(f"{file.path}: its slices are no regular grid: {'; '.join(file.problems)}")
+    written = [ConvertedFile(str(one.path), str(one.source), one.files, one.engine, list(one.problems)) for one in done.written]
     ui.result(MedicalConverted(written, [FailedFile(str(one.path), one.reason) for one in done.failed]), "")
     for file in done.written:
         ui.detail(f"{file.path}: from {counted(file.files, 'file')}, the first of them {file.source}")

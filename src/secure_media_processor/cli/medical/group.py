@@ -7,9 +7,20 @@ import click
 from secure_media_processor.cli.lazy import LazyGroup, Sections
 
 COMMANDS: Sections = {
+    "Reading": {
+        "dicom-info": ("medical.dicom_info", "dicom_info", "Show what is in a DICOM file, or which series a folder holds."),
+    },
     "De-identification": {
         "anonymize": ("medical.anonymize", "anonymize", "Take the patient out of DICOM files."),
+        "verify-anonymized": (
+            "medical.verify_anonymized",
+            "verify_anonymized",
+            "Compare de-identified DICOM with its originals and say what is left.",
+        ),
         "reidentify": ("medical.reidentify", "reidentify", "Tell who stands behind a pseudonym."),
+    },
+    "Conversion": {
+        "convert": ("medical.convert", "convert", "Convert DICOM to PNG or NIfTI, and masks to DICOM SEG."),
     },
 }
 

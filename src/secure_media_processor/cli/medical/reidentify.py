@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from io import StringIO
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +15,9 @@ from secure_media_processor.cli.schemas import Original, Reidentified
 from secure_media_processor.cli.ui import current, table
 from secure_media_processor.core.files import write_file
 from secure_media_processor.errors import MissingError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()

@@ -43,6 +43,7 @@ _PUBLIC_SCHEMES = {
     "DCM", "SCT", "SRT", "SNM3", "99SDM", "LN", "UCUM", "FMA", "RADLEX", "I10", "I9C", "BI", "UMLS", "NCIt", "MSH",
 }  # fmt: skip
 _IDENTITY_UIDS = {0x0020000D, 0x0020000E, 0x00080018}  # study, series, instance
+_TEXT_VALUE = 0x0040A160
 _OVERLAY_GROUPS, _OVERLAY_TYPE = 0x6000, 0x0040
 _REGION = "R"  # an overlay that marks a region, not graphics (PS3.3 section C.9.2)
 # Shorter words are found in any bytes.
@@ -59,6 +60,22 @@ class _Inside(Enum):
     USUAL = "only the table counts"
     REPLACED = "all that can hold words, dates or bytes is replaced"
     CLEANED = "words are cleaned, dates are shifted or replaced"
+
+
+@dataclass(slots=True)
+class _Level:
+    """One data set, of a file or an item, while it is being cleaned."""
+
+    dataset: Dataset
+    inside: _Inside
+    private_codes: bool
+    """Whether codes in it may mean anything, and what is in it is not to be taken as it is."""
+    regions: set[int]
+    """Groups of overlays that mark a region, and so show no text."""
+    kept_blocks: set[int] = field(default_factory=set)
+    """Tags of the creators of private elements that stay."""
+    nested: list[tuple[Sequence, _Inside]] = field(default_factory=list)
+    """Sequences whose items are to be cleaned."""
 
 
 @dataclass(slots=True)
@@ -89,68 +106,70 @@ class Cleaner:
     def _clean(self, dataset: Dataset, inside: _Inside, depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise RefusedError("its sequences are nested too deeply")
-        private_codes = inside is not _Inside.USUAL and not _is_public_code(dataset)
-        graphics = self._kept_overlays(dataset) if Option.CLEAN_GRAPHICS in self.rules.profile.options else set()
-        blocks: set[int] = set()
-        sequences: list[tuple[Sequence, _Inside]] = []
+        level = self._level(dataset, inside)
         for tag in list(dataset.keys()):
             number = int(tag)
             if number >> 16 & 1:
-                if not self._keep_private(dataset, number, blocks, sequences):
-                    self._count(Action.REMOVE)
-                    del dataset[tag]
-                continue
-            rule = self.rules.rule(number)
-            if rule.vr == "SQ" or (not rule.vr and dataset.get_item(tag, keep_deferred=True).VR == "SQ"):
-                self._sequence(dataset, number, rule, inside, sequences)
-                continue
-            action = rule.action
-            if action is Action.CLEAN and number >> 16 & 0xFF00 == _OVERLAY_GROUPS:
-                action = Action.REMOVE if number >> 16 not in graphics else action if rule.vr in _WORD_VRS else None
-            if action is None:
-                action = self._beyond_table(dataset, number, rule, inside, private_codes=private_codes)
-            if action is not None:
-                self._apply(dataset, number, rule, action)
-        for tag in [tag for tag in dataset.keys() if is_creator(int(tag)) and int(tag) not in blocks]:  # noqa: SIM118 - no dict
-            self._count(Action.REMOVE)
-            del dataset[tag]
-        for sequence, within in sequences:
+                self._private(level, number)
+            else:
+                self._element(level, number)
+        for block in [tag for tag in map(int, dataset.keys()) if is_creator(tag) and tag not in level.kept_blocks]:
+            self._apply(dataset, block, Action.REMOVE)
+        for sequence, within in level.nested:
             for item in sequence:
                 self._clean(item, within, depth + 1)
 
-    def _sequence(
-        self, dataset: Dataset, tag: int, rule: Rule, inside: _Inside, sequences: list[tuple[Sequence, _Inside]]
-    ) -> None:
+    def _level(self, dataset: Dataset, inside: _Inside) -> _Level:
+        regions: set[int] = set()
+        if Option.CLEAN_GRAPHICS in self.rules.profile.options:
+            overlays = {tag >> 16 for tag in map(int, dataset.keys()) if tag >> 16 & 0xFF00 == _OVERLAY_GROUPS}
+            regions = {group for group in overlays if _texts(dataset, group << 16 | _OVERLAY_TYPE) == [_REGION]}
+        private_codes = inside is not _Inside.USUAL and not _is_public_code(dataset)
+        return _Level(dataset, inside, private_codes, regions)
+
+    def _element(self, level: _Level, tag: int) -> None:
+        """Do what is to be done with an element of the standard; items of sequences come later."""
+        rule = self.rules.rule(tag)
+        if rule.vr == "SQ" or (not rule.vr and level.dataset.get_item(tag, keep_deferred=True).VR == "SQ"):
+            self._sequence(level, tag, rule)
+            return
+        action = rule.action
+        if action is Action.CLEAN and tag >> 16 & 0xFF00 == _OVERLAY_GROUPS:
+            action = Action.REMOVE if tag >> 16 not in level.regions else action if rule.vr in _WORD_VRS else None
+        if tag == _TEXT_VALUE and level.inside is _Inside.CLEANED:
+            action = Action.CLEAN
+        if action is None:
+            action = self._beyond_table(level, tag, rule)
+        if action is not None:
+            self._apply(level.dataset, tag, action)
+
+    def _sequence(self, level: _Level, tag: int, rule: Rule) -> None:
         """Remove or empty a sequence, or remember it as one whose items are to be cleaned."""
         action = rule.action
-        if rule.vr and action is not Action.REMOVE:
-            value = dataset[tag].value
-            if not isinstance(value, Sequence):
-                action = Action.REMOVE  # what pydicom could not take apart cannot be cleaned
-        if action is Action.REMOVE or not rule.vr:
-            self._count(Action.REMOVE)
-            del dataset[tag]
+        # What pydicom could not take apart, or no dictionary knows, cannot be cleaned.
+        if action is Action.REMOVE or not rule.vr or not isinstance(level.dataset[tag].value, Sequence):
+            self._apply(level.dataset, tag, Action.REMOVE)
         elif action is Action.EMPTY:
-            self._count(action)
-            dataset[tag] = DataElement(tag, "SQ", Sequence())
+            self._apply(level.dataset, tag, action)
         else:
-            within = {Action.DUMMY: _Inside.REPLACED, Action.CLEAN: _Inside.CLEANED}.get(action, inside) if action else inside
-            if inside is _Inside.REPLACED:
-                within = inside
-            sequences.append((dataset[tag].value, within))
+            within = {Action.DUMMY: _Inside.REPLACED, Action.CLEAN: _Inside.CLEANED}.get(action or Action.KEEP, level.inside)
+            if level.inside is _Inside.REPLACED:
+                within = level.inside
+            level.nested.append((level.dataset[tag].value, within))
 
-    def _beyond_table(self, dataset: Dataset, tag: int, rule: Rule, inside: _Inside, *, private_codes: bool) -> Action | None:
+    def _beyond_table(self, level: _Level, tag: int, rule: Rule) -> Action | None:
         """Return what to do with an element for which the table has nothing."""
-        if inside is not _Inside.USUAL and rule.vr in _FREE_VRS and (private_codes or tag not in _CODE_TAGS):
-            if inside is _Inside.REPLACED or rule.vr not in _WORD_VRS | _TEMPORAL_VRS:
+        if level.inside is not _Inside.USUAL and rule.vr in _FREE_VRS and (level.private_codes or tag not in _CODE_TAGS):
+            if level.inside is _Inside.REPLACED or rule.vr not in _WORD_VRS | _TEMPORAL_VRS:
                 return Action.DUMMY
             return Action.CLEAN if rule.vr not in _TEMPORAL_VRS or self.shift is not None else self._of_date()
-        return None if has_sound_value(dataset.get_item(tag, keep_deferred=True), rule) else Action.EMPTY
+        return None if has_sound_value(level.dataset.get_item(tag, keep_deferred=True), rule) else Action.EMPTY
 
     def _of_date(self) -> Action | None:
         return None if Option.RETAIN_DATES in self.rules.profile.options else Action.DUMMY
 
-    def _apply(self, dataset: Dataset, tag: int, rule: Rule, action: Action) -> None:
+    def _apply(self, dataset: Dataset, tag: int, action: Action) -> None:
+        rule = self.rules.rule(tag)
         vr = rule.vr or str(dataset.get_item(tag, keep_deferred=True).VR or "UN")
         if action is Action.CLEAN:
             value = self._cleaned(dataset, tag, vr)
@@ -167,7 +186,7 @@ class Cleaner:
         if action is Action.REMOVE:
             del dataset[tag]
         elif action is Action.EMPTY:
-            dataset[tag] = DataElement(tag, vr, None)
+            dataset[tag] = DataElement(tag, vr, Sequence() if vr == "SQ" else None)
         elif vr == "UI":
             dataset[tag] = DataElement(tag, vr, [self._uid(tag, uid) for uid in _uids(dataset, tag)])
         else:
@@ -197,26 +216,29 @@ class Cleaner:
         cleaned = [clean_text(text, self._names) for text in _texts(dataset, tag)]
         return cleaned if any(cleaned) else None
 
-    def _keep_private(self, dataset: Dataset, tag: int, blocks: set[int], sequences: list[tuple[Sequence, _Inside]]) -> bool:
-        """Return whether a private element stays; note its block, and its items if it is a sequence."""
-        if Option.RETAIN_SAFE_PRIVATE not in self.rules.profile.options:
+    def _private(self, level: _Level, tag: int) -> None:
+        """Remove a private element, unless it is known to be safe and names nobody."""
+        if is_creator(tag) and Option.RETAIN_SAFE_PRIVATE in self.rules.profile.options:
+            return  # it goes when all is known that it stands for
+        if self._is_harmless_private(level, tag):
+            level.kept_blocks.add(creator_tag(tag))
+        else:
+            self._apply(level.dataset, tag, Action.REMOVE)
+
+    def _is_harmless_private(self, level: _Level, tag: int) -> bool:
+        """Return whether a private element stays; if it is a sequence, remember its items."""
+        creator = _texts(level.dataset, creator_tag(tag))
+        if Option.RETAIN_SAFE_PRIVATE not in self.rules.profile.options or len(creator) != 1 or not is_safe(tag, creator[0]):
             return False
-        if is_creator(tag):
-            return True  # for now: it goes when all is known that it stands for
-        creator = creator_tag(tag)
-        if creator not in dataset or not is_safe(tag, "".join(_texts(dataset, creator)[:1])):
-            return False
-        element = dataset.get_item(tag, keep_deferred=True)
+        element = level.dataset.get_item(tag, keep_deferred=True)
         if element.VR in (None, "UN", "SQ"):
-            element = dataset[tag]  # pydicom's dictionary may know a sequence in it
-        if element.VR == "SQ":
-            if not isinstance(element.value, Sequence):
-                return False
-            sequences.append((element.value, _Inside.CLEANED))
-        elif self._names_somebody(dataset, tag):
-            return False
-        blocks.add(creator)
-        return True
+            element = level.dataset[tag]  # pydicom's dictionary may know a sequence in it
+        if element.VR != "SQ":
+            return not self._names_somebody(level.dataset, tag)
+        if isinstance(element.value, Sequence):
+            level.nested.append((element.value, _Inside.CLEANED))
+            return True
+        return False
 
     def _names_somebody(self, dataset: Dataset, tag: int) -> bool:
         """Return whether a value holds one of the words that name somebody in this data set."""
@@ -224,11 +246,6 @@ class Cleaner:
         raw = value if isinstance(value, bytes) else " ".join(_texts(dataset, tag)).encode("utf-8", "replace")
         lower = raw.lower()
         return any(name.encode() in lower for name in self._names if len(name) >= _SHORTEST_IN_BYTES)
-
-    def _kept_overlays(self, dataset: Dataset) -> set[int]:
-        """Return the groups of overlays that mark a region, and so show no text."""
-        groups = {int(tag) >> 16 for tag in dataset.keys() if int(tag) >> 16 & 0xFF00 == _OVERLAY_GROUPS}  # noqa: SIM118
-        return {group for group in groups if _texts(dataset, group << 16 | _OVERLAY_TYPE) == [_REGION]}
 
     def _naming_words(self, dataset: Dataset, depth: int = 0) -> set[str]:
         """Return the words of all names, numbers and addresses in `dataset`, and in what it nests."""

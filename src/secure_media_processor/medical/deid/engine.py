@@ -146,7 +146,7 @@ class Deidentifier:
             _rebuild_meta(dataset)
         return Deidentified(cleaner.actions, cleaner.uids, patient)
 
-    def deidentify_file(self, source: Path, folder: Path) -> FileResult:
+    def deidentify_file(self, source: Path, folder: Path) -> Written | Quarantined | Unreadable | Unwritten:
         """De-identify the file `source` into `folder`, as ``<study UID>/<series UID>/<instance UID>.dcm`` with the new UIDs.
 
         A file that is there already with the same contents, from an earlier run or a copy of `source`, counts as written.
@@ -154,6 +154,9 @@ class Deidentifier:
         Raises:
             NoSpaceError: the disk is full.
         """
+        return self._file(source, folder).outcome
+
+    def _file(self, source: Path, folder: Path) -> FileResult:
         read = read_header(source)
         if isinstance(read, Unreadable):
             return FileResult(read)
@@ -212,7 +215,7 @@ class Deidentifier:
 
     def _results(self, paths: list[Path], target: Path, processes: int) -> Iterator[FileResult]:
         if processes == 1 or len(paths) <= _BATCH:
-            yield from (self.deidentify_file(path, target) for path in paths)
+            yield from (self._file(path, target) for path in paths)
             return
         from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - only where it is worth it
         from multiprocessing import get_context  # noqa: PLC0415
@@ -257,7 +260,7 @@ def _work(paths: list[Path]) -> list[FileResult]:
     if _worker is None:
         raise RuntimeError("this process was not made by a pool")
     deidentifier, target = _worker
-    return [deidentifier.deidentify_file(path, target) for path in paths]
+    return [deidentifier._file(path, target) for path in paths]  # noqa: SLF001 - ours
 
 
 def _write(source: Path, target: Path, header: bytes, tail: PixelTail | None) -> Written | Unwritten:

@@ -1,7 +1,7 @@
 """Private attributes that are known to hold no identity (PS3.15 section E.3.10).
 
-The list, safe_private.csv, has (group, private creator, element) of attributes that The Cancer Imaging Archive's knowledge base
-of private attributes (2024-02-01) keeps in every place where it knows them; without those that name persons, dates or instances.
+The list, safe_private.csv, has (group, private creator, element) of attributes that the knowledge base of private attributes of
+The Cancer Imaging Archive (2024-02-01) keeps wherever it knows them; without those that name persons, dates or instances.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VM, dictionary_VR, repeater_has_tag, tag_for_keyword
 
 from secure_media_processor.errors import UsageError
 from secure_media_processor.medical.deid.table import Action, read_table
@@ -115,7 +115,7 @@ class Profile:
 
     @classmethod
     def named(cls, name: str, options: Iterable[Option] = ()) -> Profile:
-        """Return the preset `name` with further `options`. Raises UsageError if there is none, or they contradict each other."""
+        """Return the preset `name` with further `options`. Raises UsageError if there is none, or options contradict."""
         if name not in PRESETS:
             raise UsageError(f"there is no profile {name}", hint=f"there are {', '.join(PRESETS)}")
         return cls(PRESETS[name] | frozenset(options))
@@ -183,8 +183,7 @@ class Rules:
 
     def _make(self, tag: int) -> Rule:
         vrs, most = _dictionary(tag)
-        vr = min(vrs) if len(vrs) != 1 else next(iter(vrs))
-        vr = dictionary_VR(tag).split(" ")[0] if vrs else vr
+        vr = dictionary_VR(tag).split(" ")[0] if vrs else ""  # "US or SS" and the like: either serves for a replacement
         action, fallback = self._action(tag, vr)
         return Rule(action, fallback, vr, vrs, most)
 
@@ -221,7 +220,8 @@ class Rules:
 @cache
 def _dictionary(tag: int) -> tuple[frozenset[str], int]:
     """Return the VRs and the number of values that the dictionary allows; no VR if it does not know the tag."""
-    if not dictionary_has_tag(tag):
+    overlay = tag >> 16 & _GRAPHIC_MASK == _OVERLAYS
+    if not (dictionary_has_tag(tag) or (overlay and repeater_has_tag(tag))):
         return frozenset(), _UNLIMITED
     most = dictionary_VM(tag).rpartition("-")[2]
     return frozenset(dictionary_VR(tag).split(" or ")), int(most) if most.isdigit() else _UNLIMITED

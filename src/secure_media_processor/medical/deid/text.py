@@ -10,12 +10,17 @@ import re
 from functools import cache
 from importlib.resources import files
 
-# Dates and times of the day, with any separator; a name of a month beside a number is not in the vocabulary anyway.
-_DATED = re.compile(r"\d{1,4}[-./ ]\d{1,2}[-./ ]\d{1,4}|\d{1,2}:\d{2}(:\d{2})?")
+# Dates and times of the day, with any separator.
+_MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+_DATED = re.compile(
+    rf"\d{{1,4}}[-./ ]\d{{1,2}}[-./ ]\d{{1,4}}|\d{{1,2}}:\d{{2}}(:\d{{2}})?|\d{{1,2}}[-. ]*{_MONTH}[-., ]*\d{{0,4}}|{_MONTH}[-. ]*\d{{1,4}}",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[^\W_]+")
 _PIECE = re.compile(r"[^\W\d_]+|\d+")
-# Numbers of a protocol: a slice thickness, a b-value, an echo time. Years and numbers of patients are longer.
-_MOST_DIGITS = 3
+# Numbers of a protocol, such as a slice thickness; a number of a telephone or a patient comes in longer pieces. With a letter
+# that says what it is, such as kV, a number may have one digit more, and a b-value or echo time two.
+_MOST_DIGITS = 2
 # Letters that stand before or after a number in the names of sequences: T2w, b1000, TE80, 5mm, 3D, L5, C7.
 _BESIDE_NUMBERS = frozenset(
     [
@@ -41,7 +46,6 @@ _BESIDE_NUMBERS = frozenset(
         "te",
         "ti",
         "tr",
-        "w",
     ]
 )
 _SPACE = re.compile(r"\s+")
@@ -56,7 +60,8 @@ def clean_text(text: str, forbidden: frozenset[str]) -> str:
         forbidden: Words, in lower case, that name somebody or something in the same file.
     """
     words = _WORD.sub(lambda found: found[0] if _is_harmless(found[0].lower(), forbidden) else " ", _DATED.sub(" ", text))
-    return _SPACE.sub(" ", _LONE_MARKS.sub(" ", words)).strip()
+    cleaned = _SPACE.sub(" ", _LONE_MARKS.sub(" ", words)).strip()
+    return cleaned if any(not word.isdigit() for word in _WORD.findall(cleaned)) else ""  # numbers alone say nothing
 
 
 def words_of(text: str) -> set[str]:
@@ -72,7 +77,7 @@ def _is_harmless(word: str, forbidden: frozenset[str]) -> bool:
         return word in _vocabulary() or (word.isascii() and word.isdigit() and len(word) <= _MOST_DIGITS)
     numbers = [piece for piece in pieces if piece.isdigit()]
     letters = [piece for piece in pieces if not piece.isdigit()]
-    most = _MOST_DIGITS + (letters[0] in {"b", "te", "ti", "tr"})
+    most = _MOST_DIGITS + (2 if letters[0] in {"b", "te", "ti", "tr"} else 1)
     known = all(piece in _BESIDE_NUMBERS for piece in letters) or (len(letters) == 1 and letters[0] in _vocabulary())
     return known and all(piece.isascii() and len(piece) <= most for piece in numbers)
 

@@ -1,5 +1,6 @@
-"""Values: what those of a VR look like, and ones that say nothing. What has not the form of its VR may be anything: words in a
-number, a neighbour swallowed.
+"""What values of a VR look like, and ones that say nothing.
+
+What has not the form of its VR may be anything: words in a number, a neighbour swallowed.
 """
 
 from __future__ import annotations
