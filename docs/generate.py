@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import argparse
 import ast
+import csv
 import dataclasses
 import enum
 import inspect
 import sys
 import types
 import typing
+from importlib.resources import files
 from pathlib import Path
 
 import click
 from pydantic_core import PydanticUndefined
+from pydicom.datadict import keyword_for_tag
 
 from secure_media_processor import errors
 from secure_media_processor.cli import demo as demo_command
 from secure_media_processor.cli import main as command_line
 from secure_media_processor.cli import schemas
 from secure_media_processor.core.config import Settings
+from secure_media_processor.medical.deid.profile import Option
+from secure_media_processor.medical.deid.table import EDITION, read_table
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +95,7 @@ def described(kind: object) -> str:
         return f"list of {described(inner[0])}s"
     if origin is dict:
         return f"object: {described(inner[0])} → {described(inner[1])}"
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return " or ".join(described(one) for one in inner)
     if origin is typing.Literal:
         return " or ".join(f"`{one}`" for one in inner)
@@ -177,13 +182,43 @@ def settings_page() -> str:
     return "\n".join(page)
 
 
+def deidentification_page() -> str:
+    """Return the page of what is done with each attribute."""
+    page = [NOTE, "# De-identification, attribute by attribute\n"]
+    page.append(
+        f"{EDITION}, as `smp medical anonymize` applies it ([how](../how-to/deidentify.md)). Where the standard leaves a "
+        "choice, the one that is taken is shown: X the attribute is removed, Z emptied, D its value is replaced by one without "
+        "meaning, U it is a UID and is replaced consistently. The option in the last column keeps (K) or cleans (C) it. "
+        "Attributes that edition 2026c added have no options here. `x` stands for any digit.\n"
+    )
+    page.append("| tag | keyword | basic | options |\n|---|---|---|---|")
+    flags = {option.column: f"--{option.value}" for option in Option if option.column}
+    text = files("secure_media_processor.medical.deid").joinpath("basic_profile.csv").read_text("ascii")
+    for row in csv.DictReader(text.splitlines()):
+        tag, table = row["tag"], read_table()
+        plain = tag != "private" and "x" not in tag
+        found = table.row(int(tag, 16)) if plain else table.private
+        basic = found.basic.value if found and (plain or tag == "private") else row["basic"]
+        options = ", ".join(f"{row[column]} `{flag}`" for column, flag in flags.items() if row[column])
+        name = keyword_for_tag(int(tag, 16)) if plain else "every private attribute" if tag == "private" else ""
+        shown = f"({tag[:4]},{tag[4:]})" if tag != "private" else "odd groups"
+        page.append(f"| {shown} | {name} | {basic} | {options} |")
+    return "\n".join(page) + "\n"
+
+
 def main() -> int:
     """Write the pages, or compare them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     stale = []
-    pages = {"commands.md": commands(), "json.md": json_page(), "errors.md": error_page(), "settings.md": settings_page()}
+    pages = {
+        "commands.md": commands(),
+        "deidentification.md": deidentification_page(),
+        "errors.md": error_page(),
+        "json.md": json_page(),
+        "settings.md": settings_page(),
+    }
     for name, text in pages.items():
         path = REFERENCE / name
         if not path.exists() or path.read_text() != text:

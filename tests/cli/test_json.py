@@ -81,7 +81,7 @@ def test_each_command_prints_its_schema(work: Path, smp: Callable[..., Ran]) -> 
     run("sync", "study")
     run("ls")
     run("download", "study", "-o", "out")
-    next(path for path in Path("stores/a").iterdir() if path.name.isalnum()).unlink()
+    next(path for path in Path("stores/a").iterdir() if path.is_file() and path.name.isalnum()).unlink()
     assert run("cloud", "verify", code=9)["copies"]
     assert run("cloud", "repair")["mended"]
     run("rm", "-r", "study")
