@@ -42,6 +42,8 @@ TEXT_VRS = {"AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT"}
 UNLISTED = ("ReferencedSeriesSequence", "PurposeOfReferenceCodeSequence", "AnatomicRegionModifierSequence")
 REPLACED = "ContentSequence"
 DIMENSION = 16  # pixels
+WORD = 10  # letters
+OVERLAYS, CURVES = (0x6000, 0x6002, 0x601E, 0x60FE), (0x5000, 0x50FE)
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,22 @@ class Canaries:
         everything = b"\n".join(
             str(path.relative_to(folder)).encode() + b"\n" + all_bytes(path) for path in folder.rglob("*") if path.is_file()
         )
-        return [canary for canary in self.planted if stands_in(canary.token, everything)]
+        return self.left_in_bytes(everything)
 
-
-def stands_in(token: bytes, data: bytes) -> bool:
-    """Return whether `token` is in `data`; digits only where they are not part of a longer number."""
-    if token in data:
-        if not token.isdigit():
-            return True
-        return re.search(rb"(?<![0-9])" + token + rb"(?![0-9])", data) is not None
-    return False
+    def left_in_bytes(self, data: bytes) -> list[Canary]:
+        """Return what of it stands in `data`: words anywhere, numbers where they are not part of a longer one."""
+        words = {
+            run[i : i + WORD] for run in re.findall(rb"[A-Z]{%d,}" % WORD, data.upper()) for i in range(len(run) - WORD + 1)
+        }
+        runs = {run.strip(b".") for pattern in (rb"[0-9.]+", rb"[0-9]+") for run in re.findall(pattern, data)}
+        # The tag of the next element may begin with a byte that is a digit.
+        numbers = runs | {run[:-1] for run in runs} | {run[1:] for run in runs}
+        usual = re.compile(rb"[A-Z]{%d}|[0-9.]+" % WORD)
+        return [
+            canary
+            for canary in self.planted
+            if canary.token in words or canary.token in numbers or (not usual.fullmatch(canary.token) and canary.token in data)
+        ]
 
 
 def all_bytes(path: Path) -> bytes:
@@ -106,9 +114,9 @@ def vr_of(tag: int) -> str:
 class Planter:
     """Hands out values that occur nowhere else, and notes where they go."""
 
-    def __init__(self, canaries: Canaries, file: str, number: int, *, big_endian: bool = False) -> None:
+    def __init__(self, canaries: Canaries, file: str, number: int) -> None:
         self.random = random.Random(f"{SEED} {file}")
-        self._canaries, self._file, self._big = canaries, file, big_endian
+        self._canaries, self._file = canaries, file
         self._next = number * 100_000
 
     def note(self, token: bytes, place: str) -> None:
@@ -116,9 +124,9 @@ class Planter:
         self._canaries.planted.append(Canary(token, self._file, place))
 
     def word(self, place: str) -> str:
-        """Return ten letters."""
+        """Return letters that mean nothing."""
         self._next += 1
-        word = "".join(self.random.choices(string.ascii_uppercase, k=10))
+        word = "".join(self.random.choices(string.ascii_uppercase, k=WORD))
         self.note(word.encode(), place)
         return word
 
@@ -144,7 +152,7 @@ class Planter:
         if vr in TEXT_VRS:
             word = self.word(place)
             return f"http://{word}.example" if vr == "UR" else f"It says {word}." if vr in {"LT", "ST", "UT"} else word
-        day = f"{date(1931, 1, 1) + timedelta(days=number % 30_000):%Y%m%d}"
+        day = f"{date(1931, 1, 1) + timedelta(days=len(self._canaries.planted)):%Y%m%d}"
         time = f"{number % 23 + 1:02}{number % 59 + 1:02}{number % 57 + 1:02}.{number % 10**6:06}"
         texts = {"DA": day, "TM": time, "DT": f"{day}{time}", "DS": f"8.{number}27", "IS": str(10**9 + number)}
         if vr in texts:
@@ -164,7 +172,7 @@ def write_canaries(folder: Path) -> Canaries:
     for path in (canaries.images, canaries.suspicious):
         path.mkdir(parents=True)
     for number, (name, syntax) in enumerate(SYNTAXES.items()):
-        planter = Planter(canaries, name, number, big_endian=name == "big-endian")
+        planter = Planter(canaries, name, number)
         (canaries.images / f"{name}.dcm").write_bytes(_encoded(_image(planter, top=True), syntax, planter))
         planter = Planter(canaries, f"nested-{name}", number + 10)
         (canaries.images / f"nested-{name}.dcm").write_bytes(_encoded(_image(planter, top=False), syntax, planter))
@@ -226,14 +234,14 @@ def _plant_hidden(dataset: Dataset, planter: Planter, where: str) -> None:
     block.add_new(0x03, "UI", planter.value("UI", f"{where}private UID"))
     dataset.add_new(0x00131199, "UN", planter.raw(f"{where}private without creator"))
     dataset.add_new(0x00100099, "UN", planter.raw(f"{where}unknown element of an even group"))
-    for group in range(0x6000, 0x6100, 2):
+    for group in OVERLAYS:
         dataset.add_new((group, 0x0010), "US", DIMENSION)
         dataset.add_new((group, 0x0011), "US", DIMENSION)
         dataset.add_new((group, 0x0022), "LO", planter.value("LO", f"{where}overlay description {group:04X}"))
         dataset.add_new((group, 0x1500), "LO", planter.value("LO", f"{where}overlay label {group:04X}"))
         dataset.add_new((group, 0x3000), "OW", planter.raw(f"{where}overlay data {group:04X}", DIMENSION**2 // 8))
         dataset.add_new((group, 0x4000), "LT", planter.value("LT", f"{where}overlay comments {group:04X}"))
-    for group in range(0x5000, 0x5100, 2):
+    for group in CURVES:
         dataset.add_new((group, 0x0030), "SH", planter.value("SH", f"{where}curve axis units {group:04X}"))
         dataset.add_new((group, 0x2500), "LO", planter.value("LO", f"{where}curve label {group:04X}"))
         dataset.add_new((group, 0x3000), "OW", planter.raw(f"{where}curve data {group:04X}"))
@@ -256,7 +264,9 @@ def _geometry(dataset: Dataset, planter: Planter) -> None:
     dataset.Rows = dataset.Columns = DIMENSION
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
     dataset.RescaleIntercept, dataset.RescaleSlope = -1024, 1
-    dataset.PixelData = bytes(planter.random.randrange(15) if i % 2 else planter.random.randrange(256) for i in range(2 * DIMENSION**2))
+    dataset.PixelData = bytes(
+        planter.random.randrange(15) if i % 2 else planter.random.randrange(256) for i in range(2 * DIMENSION**2)
+    )
     dataset["PixelData"].VR = "OW"
 
 
@@ -282,13 +292,14 @@ def _image(planter: Planter, *, top: bool) -> Dataset:
     return dataset
 
 
-def _identify(dataset: Dataset, planter: Planter) -> None:
+def _identify(dataset: Dataset, planter: Planter, *, names: bool = True) -> None:
     for keyword, vr in (
         ("PatientName", "PN"), ("PatientID", "LO"), ("PatientBirthDate", "DA"), ("StudyInstanceUID", "UI"),
         ("SeriesInstanceUID", "UI"), ("SOPInstanceUID", "UI"), ("FrameOfReferenceUID", "UI"), ("StudyDate", "DA"),
         ("StudyTime", "TM"), ("AccessionNumber", "SH"), ("ReferringPhysicianName", "PN"), ("StudyID", "SH"),
     ):  # fmt: skip
-        setattr(dataset, keyword, planter.value(vr, keyword))
+        if vr != "PN" or names:
+            setattr(dataset, keyword, planter.value(vr, keyword))
     dataset.PatientSex = ""
 
 
@@ -350,7 +361,7 @@ def _report(planter: Planter) -> Dataset:
 def _names(planter: Planter) -> Dataset:
     """Return an image with names in other scripts."""
     dataset = Dataset()
-    _identify(dataset, planter)
+    _identify(dataset, planter, names=False)
     _geometry(dataset, planter)
     dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
     dataset.PatientName = "Yamada^Tarou=山田^太郎"

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from secure_media_processor.core.keys import SymmetricKey
     from secure_media_processor.core.keystore import Keystore
     from secure_media_processor.core.rate_limiter import RateLimiter
+    from secure_media_processor.core.seekable import open_encrypted
     from secure_media_processor.errors import SmpError
     from secure_media_processor.medical.deid.engine import Deidentifier
     from secure_media_processor.medical.dicom.reader import read_folder
@@ -65,6 +66,7 @@ _HOME_OF = {
     "decrypt_stream": "core.encryption",
     "encrypt_file": "core.encryption",
     "encrypt_stream": "core.encryption",
+    "open_encrypted": "core.seekable",
     "read_folder": "medical.dicom.reader",
     "verify_file": "core.encryption",
 }
@@ -96,6 +98,7 @@ __all__ = [
     "decrypt_stream",
     "encrypt_file",
     "encrypt_stream",
+    "open_encrypted",
     "read_folder",
     "verify_file",
 ]

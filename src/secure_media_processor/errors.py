@@ -24,7 +24,8 @@
     │   ├── TrailingDataError    SMP-TRAILING-DATA          6
     │   ├── ChecksumError        SMP-CHECKSUM-MISMATCH      6
     │   ├── AuditDamagedError    SMP-AUDIT-DAMAGED          6
-    │   └── ObjectLostError      SMP-OBJECT-LOST            6
+    │   ├── ObjectLostError      SMP-OBJECT-LOST            6
+    │   └── IdentityLeftError    SMP-IDENTITY-LEFT          6
     ├── MissingError             SMP-NOT-FOUND              7
     ├── ExistsError              SMP-EXISTS                 8
     ├── DegradedError            SMP-DEGRADED               9
@@ -210,6 +211,13 @@ class ObjectLostError(IntegrityError):
 
     code = "SMP-OBJECT-LOST"
     default_hint = "store the original again; ConnectorManager.verify shows what each store holds"
+
+
+class IdentityLeftError(IntegrityError):
+    """A de-identified file does not keep to its profile: something of the original is left, or its pixels were changed."""
+
+    code = "SMP-IDENTITY-LEFT"
+    default_hint = "do not pass the files on; `--json` lists each file with its places"
 
 
 class MissingError(SmpError):

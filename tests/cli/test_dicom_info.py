@@ -136,10 +136,10 @@ def test_two_patients_are_a_warning(study: Path, smp: Callable[..., Ran]) -> Non
         (lambda path: path.write_bytes(b"hello"), 1, "it is not a DICOM file"),
         (lambda path: path.write_bytes(b""), 1, "it is not a DICOM file"),
         (lambda path: path.write_bytes(bytes(128) + b"DICM"), 1, "there is nothing in it"),
-        (lambda path: os.mkfifo(path), 1, "it is a pipe or a device"),
+        (os.mkfifo, 1, "it is a pipe or a device"),
         (lambda path: path.mkdir(), 7, "there is no file in"),
         (lambda path: (path.mkdir(), (path / "a").write_bytes(b"x")), 7, "there is no DICOM file that can be read in"),
-        (lambda path: None, 7, "no such file or directory"),
+        (str, 7, "no such file or directory"),
         (lambda path: path.symlink_to(path), 1, "too many levels of symbolic links"),
     ],
 )

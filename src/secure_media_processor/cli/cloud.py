@@ -26,10 +26,11 @@ from secure_media_processor.cli.schemas import (
     StoreStatus,
 )
 from secure_media_processor.cli.ui import current, table
-from secure_media_processor.cloud.credentials import forget_in_keyring, keep_in_keyring, read_json, read_private_json
+from secure_media_processor.cloud.credentials import forget_in_keyring, keep_in_keyring
 from secure_media_processor.cloud.stores import Store, StoreBook, check_options, find_kind, kinds, with_absolute_paths
 from secure_media_processor.cloud.wrappers import Patience
 from secure_media_processor.core.config import get_settings
+from secure_media_processor.core.private_json import read_json, read_private_json
 from secure_media_processor.errors import PartialError, SmpError, TransientError
 
 if TYPE_CHECKING:

@@ -793,6 +793,69 @@ class Reidentified(Result):
     originals: list[Original]
 
 
+# ------------------------------------------------------------------------------------------------------------ network
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStudyFound:
+    """A study that a server has. What may identify the patient is null unless it was asked for."""
+
+    study_uid: str
+    series: int
+    instances: int
+    modalities: list[str]
+    patient_id: str | None
+    patient_name: str | None
+    accession: str | None
+    date: str | None
+    """StudyDate, as the server writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedInstance:
+    """What became of an instance; with dry_run all are pending."""
+
+    study_uid: str
+    series_uid: str
+    sop_instance_uid: str
+    outcome: Literal["fetched", "present", "failed", "pending"]
+    """present was there already; pending may come with the next call."""
+    path: str | None
+    """Null unless it is fetched or present."""
+    error: str | None
+    """Code of the error if it failed, else null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched(Result):
+    """What a server has, and what was fetched of it."""
+
+    schema: ClassVar[str] = "smp.medical.fetch/1"
+    dry_run: bool
+    """Whether nothing was fetched."""
+    studies: list[RemoteStudyFound]
+    instances: list[FetchedInstance]
+
+
+@dataclass(frozen=True, slots=True)
+class SentFile:
+    """What became of a file."""
+
+    path: str
+    outcome: Literal["sent", "failed", "unreadable", "pending"]
+    """pending may be sent by the next call."""
+    error: str | None
+    """Code of the error if it failed, else null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent(Result):
+    """What was sent to a server."""
+
+    schema: ClassVar[str] = "smp.medical.send/1"
+    files: list[SentFile]
+
+
 def every_result() -> list[type[Result]]:
     """Return the classes of what commands print, in the order in which they stand here."""
     found = [value for value in globals().values() if isinstance(value, type) and issubclass(value, Result)]

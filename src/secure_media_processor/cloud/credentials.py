@@ -7,13 +7,11 @@ Either way they are one JSON object. The place of one is told by a text, the opt
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from secure_media_processor.core.files import open_source, os_errors, read_full
-from secure_media_processor.core.keys import refuse_exposed
+from secure_media_processor.core.private_json import json_object, read_private_json
 from secure_media_processor.errors import CredentialsError, MissingError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -21,13 +19,10 @@ if TYPE_CHECKING:
 
     from keyring.backend import KeyringBackend
 
-    from secure_media_processor.core.files import Source
-
 _T = TypeVar("_T")
 
 OPTION = "credentials"
 """The option of a store that tells where its credentials are."""
-_MAX_SIZE = 64 * 1024
 _KEYRING = "keyring"
 _SERVICE = "secure-media-processor"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -64,7 +59,7 @@ def read_credentials(place: str, *, hint: str) -> dict[str, object]:
     if text is None:
         kept = f"smp cloud keep-credentials {name}"
         raise CredentialsError(f"the keyring has no credentials called {name}", hint=f"`{kept}` puts them there")
-    return _json_object(text.encode("utf-8", "surrogatepass"), f"{name} in the keyring", hint)
+    return json_object(text.encode("utf-8", "surrogatepass"), f"{name} in the keyring", hint)
 
 
 def read_texts(place: str, names: Collection[str], *, hint: str) -> dict[str, str]:
@@ -74,23 +69,6 @@ def read_texts(place: str, names: Collection[str], *, hint: str) -> dict[str, st
     if texts.keys() != found.keys():
         raise CredentialsError(f"{place} may hold {', '.join(sorted(names))}, each a text, and nothing else", hint=hint)
     return texts
-
-
-def read_private_json(path: Path, *, hint: str) -> dict[str, object]:
-    """Return the JSON object in the file `path`. Raises as read_credentials."""
-    try:
-        file = open_source(path)
-    except MissingError:
-        raise CredentialsError(f"there is no credentials file {path}", hint=hint) from None
-    with file, os_errors(f"read {path}"):
-        refuse_exposed(path, os.fstat(file.fileno()).st_mode)
-        return read_json(file, str(path), hint=hint)
-
-
-def read_json(source: Source, what: str, *, hint: str) -> dict[str, object]:
-    """Return the JSON object that `source` gives. Raises CredentialsError, with a text about `what`, if it is none."""
-    buffer = bytearray(_MAX_SIZE + 1)
-    return _json_object(buffer[: read_full(source, memoryview(buffer))], what, hint)
 
 
 def keep_in_keyring(name: str, credentials: dict[str, object]) -> None:
@@ -122,16 +100,6 @@ def _checked(name: str) -> str:
         hint = "1 to 64 letters, digits and . _ @ -, such as keyring:clinic-box"
         raise UsageError("this is no name for credentials in the keyring", hint=hint)
     return name
-
-
-def _json_object(data: bytes | bytearray, what: str, hint: str) -> dict[str, object]:
-    try:
-        found = json.loads(data) if len(data) <= _MAX_SIZE else None
-    except (ValueError, RecursionError):  # its text is not repeated, nor is it chained: it holds what was read
-        found = None
-    if not isinstance(found, dict):
-        raise CredentialsError(f"{what} is not a JSON file of credentials", hint=hint)
-    return found
 
 
 def _in_keyring(what: str, act: Callable[[KeyringBackend], _T]) -> _T:

@@ -135,6 +135,8 @@ def refuse_same_file(source: Path, target: Path) -> None:
 def make_private_folder(path: Path) -> None:
     """Create the folder `path`, and those above it that are missing, readable by their owner only."""
     with os_errors(f"make the folder {path}"):
+        if path.is_dir():
+            return
         missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
         for folder in reversed(missing):
             try:
@@ -190,7 +192,7 @@ def move_into_place(source: Path, target: Path, *, overwrite: bool = False) -> N
         else:
             try:
                 os.link(source, target.name, dst_dir_fd=folder)  # fails if `target` exists; rename would replace it
-                os.unlink(source)
+                source.unlink()
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise

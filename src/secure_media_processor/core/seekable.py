@@ -38,9 +38,9 @@ def open_encrypted(path: Path | str, identities: Sequence[Identity]) -> io.Buffe
     """Open the encrypted file `path` for reading as if it were the original: a binary file with read, seek and tell.
 
     Header, key and end of the file are checked before this returns: one that was cut or lengthened is refused before any byte
-    is handed out. Each chunk is checked when it is read, so damage in the middle raises where it lies, and only what was read is
-    known to be intact. That the SHA-256 of the whole agrees is checked by verify_file. A few chunks of 16 KiB are in memory at a
-    time, and nothing is written to disk. `.raw` is the EncryptedFile. As with other files, threads must not share one.
+    is handed out. Each chunk is checked when it is read, so damage in the middle raises where it lies, and only what was read
+    is known to be intact. That the SHA-256 of the whole agrees is checked by verify_file. A few chunks of 16 KiB are in memory
+    at a time, and nothing is written to disk. `.raw` is the EncryptedFile. As with other files, threads must not share one.
 
     Args:
         path: A regular file; a pipe cannot be read from the middle.
@@ -103,6 +103,11 @@ class EncryptedFile(io.RawIOBase):
             raise ChecksumError("the file decrypts, but its size is not the one recorded when it was encrypted")
         self._keep(self._last, last)
         return original
+
+    @property
+    def name(self) -> str:
+        """Path of the encrypted file, as other files have it."""
+        return str(self._path)
 
     def readable(self) -> bool:
         """Return True."""

@@ -7,18 +7,22 @@ import shutil
 import subprocess
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from secure_media_processor import read_folder
+from secure_media_processor import SymmetricKey, encrypt_file, read_folder
 from secure_media_processor.errors import FileAccessError, MissingError
-from secure_media_processor.medical.dicom import reader
+from secure_media_processor.medical.dicom import elements, reader
 from secure_media_processor.medical.dicom.reader import Instance, Unreadable, read_dataset, read_instance
+from secure_media_processor.medical.dicom.scan import CutError, UnscannableError, scan_header
 from secure_media_processor.medical.dicom.series import group_into_series
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what the tests themselves write
@@ -145,8 +149,9 @@ def test_series_are_sorted_along_the_normal(work: Path) -> None:
         base.SOPInstanceUID = f"1.2.{number}"
         base.save_as(name)
     (series,) = group_into_series(read_folder(work).instances)
-    assert series.spatially_sorted
-    assert [i.position[0] for i in series.instances if i.position] == [10, 5, 0, -5]
+    (stack,) = series.stacks
+    assert stack.regular
+    assert [i.position[0] for i in stack.instances if i.position] == [10, 5, 0, -5]
     assert series.modality == "CT"
 
 
@@ -159,8 +164,9 @@ def test_an_orientation_that_is_none_sorts_nothing(work: Path, orientation: list
         base.SOPInstanceUID = f"1.2.{number}"
         base.save_as(str(number))
     (series,) = group_into_series(read_folder(work).instances)
-    assert not series.spatially_sorted
-    assert [i.instance_number for i in series.instances] == [1, 3, 5]
+    (stack,) = series.stacks
+    assert stack.kinds == {"no-geometry"}
+    assert [i.instance_number for i in series.instances] == [i.instance_number for i in stack.instances] == [1, 3, 5]
 
 
 def test_series_without_geometry_are_sorted_by_number(work: Path) -> None:
@@ -171,8 +177,141 @@ def test_series_without_geometry_are_sorted_by_number(work: Path) -> None:
         base.SOPInstanceUID = f"1.2.{name.encode()[0]}"
         base.save_as(name)
     (series,) = group_into_series(read_folder(work).instances)
-    assert not series.spatially_sorted
     assert [i.path.name for i in series.instances] == ["c", "a", "b"]
+    assert [s.kinds for s in series.stacks] == [{"no-geometry"}]
+
+
+def test_a_scan_finds_what_pydicom_finds() -> None:
+    """Every test file of pydicom: what is not left to pydicom gives the same elements."""
+    scanned = 0
+    for path in sorted(p for p in sample("CT_small.dcm").parent.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            try:
+                found, storage = scan_header(file, reader._TAGS, reader._SEQUENCES)
+            except (UnscannableError, CutError):
+                continue
+        expected = dcmread(path, specific_tags=[*reader._TAGS, "PixelData"], defer_size=1)
+        assert storage == expected.file_meta.get("MediaStorageSOPClassUID", "")
+        expected.pop("PixelData", None)
+        assert {e.tag: e.value for e in found} == {e.tag: e.value for e in expected}, path.name
+        scanned += 1
+    assert scanned > 100
+
+
+def test_bare_values_are_those_of_pydicom() -> None:
+    for path in (
+        sample("CT_small.dcm"),
+        sample("MR_small.dcm"),
+        sample("MR_small_implicit.dcm"),
+        sample("MR_small_bigendian.dcm"),
+    ):
+        raw, whole = (dcmread(path, stop_before_pixels=True) for _ in range(2))
+        whole.decode()
+        for element in whole:
+            if element.VR in {"DS", "IS", "US", "SS", "FD", "FL", "UL"}:
+                values = element.value if element.VM > 1 else [element.value] if element.VM else []
+                assert elements.numbers(raw, element.tag) == (tuple(map(float, values)) or None)
+            elif element.VR in {"UI", "CS", "SH", "LO", "PN", "TM", "DA"}:
+                values = element.value if element.VM > 1 else [element.value] if element.VM else []
+                assert "\\".join(elements.texts(raw, element.tag)).strip() == "\\".join(map(str, values)).strip()
+
+
+def test_letters_of_the_world_are_read(work: Path) -> None:
+    for name, charset, description in (
+        ("ja", "ISO 2022 IR 87", "頭部"),
+        ("ru", "ISO_IR 144", "Голова"),
+        ("de", "ISO_IR 192", "Schädel"),
+    ):
+        dataset = dcmread(sample("CT_small.dcm"))
+        dataset.SpecificCharacterSet = ["", charset] if "2022" in charset else charset
+        dataset.SeriesDescription = description
+        dataset.save_as(name)
+        found = read_instance(Path(name))
+        assert isinstance(found, Instance)
+        assert found.series_description == description
+
+
+@pytest.mark.parametrize(("rows", "frames"), [(65_535, "99999999"), (16, "-3")])
+def test_sizes_that_no_image_has(work: Path, rows: int, frames: str) -> None:
+    dataset = dcmread(sample("CT_small.dcm"))
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = rows, 65_535, frames
+    dataset.save_as("bomb")
+    found = read_instance(Path("bomb"))
+    assert isinstance(found, Unreadable)
+    assert found.reason == "it claims a number of pixels that no image has"
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["CT_small.dcm", "MR_small_implicit.dcm", "rtdose.dcm", "liver_1frame.dcm", "reportsi.dcm"]),
+    places=st.lists(st.tuples(st.integers(0, 6_000), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_changed_bytes_never_raise(work: Path, name: str, places: list[tuple[int, int]]) -> None:
+    raw = bytearray(sample(name).read_bytes())
+    for place, value in places:
+        raw[place % len(raw)] = value
+    Path("changed").write_bytes(raw)
+    found = read_instance(Path("changed"))
+    assert isinstance(found, Instance | Unreadable)
+    if isinstance(found, Instance):
+        (series,) = group_into_series([found])
+        assert sum(len(stack.slices) for stack in series.stacks) == len(found.frames)
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_implicit.dcm"])
+def test_pixel_data_that_are_cut(work: Path, name: str) -> None:
+    Path("cut").write_bytes(sample(name).read_bytes()[:-5_000])
+    assert read_instance(Path("cut")) == Unreadable(Path("cut"), "it ends too early, or holds what cannot be parsed")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_sequences_of_undefined_length_are_passed_over(work: Path, syntax: UID) -> None:
+    dataset = dcmread(sample("CT_small.dcm"))
+    inner, outer = Dataset(), Dataset()
+    inner.CodeValue = "1"
+    outer.ConceptNameCodeSequence = [inner, inner]
+    dataset.ReferencedImageSequence = [outer, Dataset()]
+    for element in (dataset["ReferencedImageSequence"], outer["ConceptNameCodeSequence"]):
+        element.is_undefined_length = True
+    outer.is_undefined_length_sequence_item = True
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as("x")
+    with Path("x").open("rb") as file:
+        found, _ = scan_header(file, reader._TAGS, reader._SEQUENCES)
+    assert found.Rows == 128
+    assert isinstance(read_instance(Path("x")), Instance)
+
+
+def test_encrypted_files_are_read_without_a_copy(work: Path, key: SymmetricKey) -> None:
+    for name in ("CT_small.dcm", "image_dfl.dcm", "MR_small_bigendian.dcm"):
+        encrypt_file(sample(name), f"{name}.smp", [key])
+        plain, found = read_instance(sample(name)), read_instance(Path(f"{name}.smp"), identities=[key])
+        assert isinstance(plain, Instance)
+        assert found == replace(plain, path=Path(f"{name}.smp"))
+        whole = read_dataset(Path(f"{name}.smp"), identities=[key])
+        assert isinstance(whole, Dataset)
+        assert whole.PixelData == dcmread(sample(name)).PixelData
+    Path("damaged").write_bytes(Path("CT_small.dcm.smp").read_bytes()[:-1])
+    assert {p.name for p in work.iterdir()} == {
+        "CT_small.dcm.smp",
+        "image_dfl.dcm.smp",
+        "MR_small_bigendian.dcm.smp",
+        "damaged",
+    }
+    assert [u.path.name for u in read_folder(work, identities=[key]).unreadable] == ["damaged"]
+    assert {u.reason for u in read_folder(work).unreadable} == {"it is encrypted, and there is no key to read it with"}
+    reasons = {u.reason for u in read_folder(work, identities=[SymmetricKey.generate()]).unreadable}
+    assert reasons == {f"none of the keys at hand opens this file; it was encrypted for key {key.id}"}
+
+
+def test_patients_are_counted_and_not_shown(work: Path) -> None:
+    for number, (patient, name) in enumerate([("1", "A"), ("1", "B"), ("2", "A"), ("", "A"), ("", "C")]):
+        dataset = dcmread(sample("CT_small.dcm"))
+        dataset.PatientID, dataset.PatientName = patient, f"Halvorsen^{name}"
+        dataset.save_as(str(number))
+    contents = read_folder(work)
+    assert contents.patients == 4
+    assert "Halvorsen" not in repr(contents)
 
 
 def test_the_series_of_a_real_study() -> None:

@@ -22,6 +22,10 @@ COMMANDS: Sections = {
     "Conversion": {
         "convert": ("medical.convert", "convert", "Convert DICOM to PNG or NIfTI, and masks to DICOM SEG."),
     },
+    "Network": {
+        "fetch": ("medical.fetch", "fetch", "Fetch studies from a DICOM archive (PACS)."),
+        "send": ("medical.send", "send", "Send DICOM files to an archive (PACS)."),
+    },
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from secure_media_processor.cloud.credentials import read_private_json
+from secure_media_processor.core.private_json import read_private_json
 from secure_media_processor.errors import (
     CredentialsError,
     ExistsError,

@@ -12,12 +12,13 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.sequence import Sequence
 from pydicom.valuerep import PersonName
 
+from secure_media_processor.medical.deid.constant_elements import blank
 from secure_media_processor.medical.deid.dates import capped_age
 from secure_media_processor.medical.deid.private import creator_tag, is_creator, is_safe
 from secure_media_processor.medical.deid.profile import Option, Rule
 from secure_media_processor.medical.deid.table import Action, read_table
 from secure_media_processor.medical.deid.text import clean_text, words_of
-from secure_media_processor.medical.deid.values import DUMMIES, has_sound_value
+from secure_media_processor.medical.deid.values import has_sound_value
 
 if TYPE_CHECKING:
     from secure_media_processor.medical.deid.dates import DateShift
@@ -40,7 +41,8 @@ _CODE_KEYWORDS = (
 _CODE_TAGS = {tag_for_keyword(keyword) for keyword in _CODE_KEYWORDS}
 # Codes of these schemes are published; a local scheme (99…) can mean anything, a name too.
 _PUBLIC_SCHEMES = {
-    "DCM", "SCT", "SRT", "SNM3", "99SDM", "LN", "UCUM", "FMA", "RADLEX", "I10", "I9C", "BI", "UMLS", "NCIt", "MSH",
+    "DCM", "SCT", "SRT", "SNM3", "99SDM", "LN", "UCUM", "FMA", "RADLEX", "I10", "I9C", "BI", "UMLS", "NCIt", "MSH", "SCPECG",
+    "MDC", "IBSI", "RXNORM", "NDC", "NEU", "MA", "UBERON", "ITIS_TSN", "PUBCHEM_CID", "BARI", "ACR", "C4", "C5",
 }  # fmt: skip
 _IDENTITY_UIDS = {0x0020000D, 0x0020000E, 0x00080018}  # study, series, instance
 _TEXT_VALUE = 0x0040A160
@@ -185,12 +187,10 @@ class Cleaner:
         self._count(action)
         if action is Action.REMOVE:
             del dataset[tag]
-        elif action is Action.EMPTY:
-            dataset[tag] = DataElement(tag, vr, Sequence() if vr == "SQ" else None)
-        elif vr == "UI":
+        elif action is Action.REPLACE_UID or (action is Action.DUMMY and vr == "UI"):
             dataset[tag] = DataElement(tag, vr, [self._uid(tag, uid) for uid in _uids(dataset, tag)])
         else:
-            dataset[tag] = DataElement(tag, vr, DUMMIES.get(vr, b"\0\0"))
+            dataset[tag] = blank(tag, vr, action)
 
     def _keep(self, dataset: Dataset, tag: int, vr: str) -> None:
         """Keep a value that an option keeps, if it has the form of its VR."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +29,13 @@ from secure_media_processor import __version__
 from secure_media_processor.core.files import atomic_write, make_private_folder, open_source, os_errors, read_full
 from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, UsageError
 from secure_media_processor.medical.deid.cleaner import Cleaner, RefusedError
+from secure_media_processor.medical.deid.constant_elements import constant
 from secure_media_processor.medical.deid.dates import DateShift
 from secure_media_processor.medical.deid.mapping import Mapping, Patient
 from secure_media_processor.medical.deid.pixels import burned_in_suspicion
 from secure_media_processor.medical.deid.profile import Option, Profile, Rules
-from secure_media_processor.medical.deid.table import EDITION
+from secure_media_processor.medical.deid.splice import read_spliced
+from secure_media_processor.medical.deid.table import EDITION, Action
 from secure_media_processor.medical.deid.uids import Pseudonyms
 from secure_media_processor.medical.dicom.pixel_tail import PixelTail, read_header
 from secure_media_processor.medical.dicom.reader import Unreadable, walk_files
@@ -44,7 +48,7 @@ if TYPE_CHECKING:
 # Our own, made once from 128 random bits (PS3.5 section B.2).
 _IMPLEMENTATION_CLASS_UID = "2.25.220872983959295534076675154734310370995"
 _IMPLEMENTATION_VERSION_NAME = f"SMP_{__version__}"[:16]
-_STUDY, _SERIES, _INSTANCE = 0x0020000D, 0x0020000E, 0x00080018
+_CLASS, _STUDY, _SERIES, _INSTANCE = 0x00080016, 0x0020000D, 0x0020000E, 0x00080018
 _PATIENT_NAME, _PATIENT_ID, _ISSUER = 0x00100010, 0x00100020, 0x00100021
 # A UID as it may stand in a path (PS3.5 section 9.1).
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -97,6 +101,17 @@ class FileResult:
 
 
 @dataclass(frozen=True, slots=True)
+class _Made:
+    """A file as it is to be written."""
+
+    name: Path
+    """Below the folder of the output."""
+    header: bytes
+    tail: PixelTail | None
+    done: Deidentified
+
+
+@dataclass(frozen=True, slots=True)
 class DeidReport:
     """What was done to a folder, without any value but in `mapping`. Each file of the folder is in exactly one of the lists."""
 
@@ -128,7 +143,7 @@ class Deidentifier:
         The caller has made sure that its pixels show no identity (deid.pixels). If it raises, the data set is half done.
 
         Raises:
-            ValueError: StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing or has several values.
+            ValueError: SOPClassUID, StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing or has several values.
         """
         with silent_pydicom():
             patient_id, issuer = _text(dataset, _PATIENT_ID), _text(dataset, _ISSUER)
@@ -138,8 +153,8 @@ class Deidentifier:
             patient = Patient(patient_id, issuer, _text(dataset, _PATIENT_NAME), pseudonym, shift.days if shift else None)
             cleaner = Cleaner(self._rules, self._pseudonyms, shift)
             cleaner.clean(dataset)
-            if any(not _UID.fullmatch(_text(dataset, tag)) for tag in (_STUDY, _SERIES, _INSTANCE)):
-                raise ValueError("study, series and instance need one UID each")
+            if any(not _UID.fullmatch(_text(dataset, tag)) for tag in (_CLASS, _STUDY, _SERIES, _INSTANCE)):
+                raise ValueError("class, study, series and instance need one UID each")
             for tag in (_PATIENT_NAME, _PATIENT_ID):
                 dataset[tag] = DataElement(tag, dictionary_VR(tag), pseudonym)
             _state_method(dataset, self._profile)
@@ -157,24 +172,47 @@ class Deidentifier:
         return self._file(source, folder).outcome
 
     def _file(self, source: Path, folder: Path) -> FileResult:
+        made = self._make_quickly(source) or self._make(source)
+        if not isinstance(made, _Made):
+            return FileResult(made)
+        return FileResult(_write(source, folder / made.name, made.header, made.tail), made.done)
+
+    def _make_quickly(self, source: Path) -> _Made | Quarantined | None:
+        """De-identify a file of which little has to be looked at; None if it is none, or if anything is wrong with it."""
+        try:
+            with silent_pydicom() as said:
+                spliced = read_spliced(source, self._rules)
+                suspicion = burned_in_suspicion(spliced.dataset, spliced.tail.value_size if spliced.tail else None)
+                if suspicion:
+                    return Quarantined(source, suspicion)
+                done = self.deidentify(spliced.dataset)
+                header = spliced.write()
+                if said:
+                    return None
+        except Exception:  # noqa: BLE001 - what it is, and in which words to tell, is found by reading the file as a whole
+            return None
+        done.actions[Action.REMOVE.value] += spliced.removed
+        return _Made(_name(spliced.dataset), header, spliced.tail, done)
+
+    def _make(self, source: Path) -> _Made | Quarantined | Unreadable:
+        """De-identify any file."""
         read = read_header(source)
         if isinstance(read, Unreadable):
-            return FileResult(read)
+            return read
         dataset, tail = read
         try:
             with silent_pydicom():
                 suspicion = burned_in_suspicion(dataset, tail.value_size if tail else None)
                 if suspicion:
-                    return FileResult(Quarantined(source, suspicion))
+                    return Quarantined(source, suspicion)
                 done = self.deidentify(dataset)
                 header = BytesIO()
                 dcmwrite(header, dataset, enforce_file_format=True)
-                target = folder / _text(dataset, _STUDY) / _text(dataset, _SERIES) / f"{_text(dataset, _INSTANCE)}.dcm"
+                return _Made(_name(dataset), header.getvalue(), tail, done)
         except RefusedError as error:
-            return FileResult(Unreadable(source, str(error)))
+            return Unreadable(source, str(error))
         except Exception as error:  # noqa: BLE001 - foreign values fail in many ways; the file is reported, and not written
-            return FileResult(Unreadable(source, f"it cannot be de-identified ({type(error).__name__})"))
-        return FileResult(_write(source, target, header.getvalue(), tail), done)
+            return Unreadable(source, f"it cannot be de-identified ({type(error).__name__})")
 
     def deidentify_folder(
         self,
@@ -220,9 +258,10 @@ class Deidentifier:
         from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - only where it is worth it
         from multiprocessing import get_context  # noqa: PLC0415
 
-        # Forking a process that has threads is not safe.
+        # Forking is quicker, and not safe for a process that has threads.
+        context = get_context("fork" if threading.active_count() == 1 else "spawn")
         with ProcessPoolExecutor(
-            processes, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(self._key, self._profile, target)
+            processes, mp_context=context, initializer=_begin_worker, initargs=(self._key, self._profile, target)
         ) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
             for results in pool.map(_work, batches):
@@ -302,6 +341,10 @@ def _has(target: Path, blocks: Iterable[bytes | memoryview]) -> bool:
         return all(file.read(len(block)) == block for block in blocks) and not file.read(1)
 
 
+def _name(dataset: Dataset) -> Path:
+    return Path(_text(dataset, _STUDY), _text(dataset, _SERIES), f"{_text(dataset, _INSTANCE)}.dcm")
+
+
 def _text(dataset: Dataset, tag: int) -> str:
     """Return the value of an element as text; empty if it has none, or several."""
     value = dataset[tag].value if tag in dataset else ""
@@ -310,19 +353,37 @@ def _text(dataset: Dataset, tag: int) -> str:
 
 def _state_method(dataset: Dataset, profile: Profile) -> None:
     """Say in the data set that, and how, it was de-identified (PS3.15 section E.1.1, step 7)."""
-    dataset.PatientIdentityRemoved = "YES"
-    dataset.DeidentificationMethod = f"smp {__version__}, {EDITION}"[:64]
+    for element in _statement(profile):
+        dataset[element.tag] = element
+    earlier = dataset.get("DeidentificationMethodCodeSequence")
+    if earlier:
+        known = {item.get("CodeValue") for item in earlier}
+        codes = [code for code in _codes(profile).value if code.CodeValue not in known]
+        dataset.DeidentificationMethodCodeSequence = Sequence([*earlier, *codes])
+    else:
+        dataset[_codes(profile).tag] = _codes(profile)
+
+
+@cache
+def _statement(profile: Profile) -> list[DataElement]:
     dates = {Option.RETAIN_DATES: "UNMODIFIED", Option.SHIFT_DATES: "MODIFIED"}
     said = [word for option, word in dates.items() if option in profile.options]
+    dataset = Dataset()
+    dataset.PatientIdentityRemoved = "YES"
+    dataset.DeidentificationMethod = f"smp {__version__}, {EDITION}"[:64]
     dataset.LongitudinalTemporalInformationModified = said[0] if said else "REMOVED"
-    earlier = list(dataset.get("DeidentificationMethodCodeSequence") or ())
-    known = {item.get("CodeValue") for item in earlier}
+    return [constant(element) for element in dataset]
+
+
+@cache
+def _codes(profile: Profile) -> DataElement:
+    codes, dataset = [], Dataset()
     for value, meaning in profile.codes:
-        if value not in known:
-            code = Dataset()
-            code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-            earlier.append(code)
-    dataset.DeidentificationMethodCodeSequence = Sequence(earlier)
+        code = Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
+        codes.append(code)
+    dataset.DeidentificationMethodCodeSequence = Sequence(codes)
+    return constant(dataset["DeidentificationMethodCodeSequence"])
 
 
 def _rebuild_meta(dataset: Dataset) -> None:

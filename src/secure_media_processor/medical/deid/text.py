@@ -13,7 +13,8 @@ from importlib.resources import files
 # Dates and times of the day, with any separator.
 _MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _DATED = re.compile(
-    rf"\d{{1,4}}[-./ ]\d{{1,2}}[-./ ]\d{{1,4}}|\d{{1,2}}:\d{{2}}(:\d{{2}})?|\d{{1,2}}[-. ]*{_MONTH}[-., ]*\d{{0,4}}|{_MONTH}[-. ]*\d{{1,4}}",
+    r"\d{1,4}[-./ ]\d{1,2}[-./ ]\d{1,4}|\d{1,2}:\d{2}(:\d{2})?"
+    rf"|\d{{1,2}}[-. ]*{_MONTH}[-., ]*\d{{0,4}}|{_MONTH}[-. ]*\d{{1,4}}",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W_]+")

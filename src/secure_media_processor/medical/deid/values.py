@@ -53,7 +53,11 @@ def has_sound_value(element: RawDataElement | DataElement, rule: Rule) -> bool:
 
     Text is believed: it can say anything, and it does so in its own place. So are bytes that are meant to be bytes.
     """
-    written, value = element.VR, element.value
+    return is_sound(element.VR, element.value, rule)
+
+
+def is_sound(written: str | None, value: object, rule: Rule) -> bool:
+    """As has_sound_value, for a value of the VR `written`, None if the file does not say."""
     if written in rule.vrs:
         return _fits(value, written, rule.most)
     if written not in (None, "UN") and not _interchangeable(written, rule.vrs):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
@@ -85,7 +86,7 @@ def _values(dataset: Dataset, key: str | int) -> Iterable[str | float]:
         return ()
     if isinstance(value, bytes):  # an element of a private block that pydicom does not know
         return value.decode("ascii", "replace").rstrip("\0 ").split("\\")
-    return (value,) if isinstance(value, str) or not hasattr(value, "__iter__") else tuple(value)
+    return tuple(value) if isinstance(value, MultiValue | list | tuple) else (value,)
 
 
 def _plain(element: RawDataElement) -> Iterable[str | float] | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydicom import Dataset
+
 from secure_media_processor.medical.dicom.elements import items, number, numbers, text, texts, whole_number
 from secure_media_processor.medical.dicom.geometry import slice_normal
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
-
     from secure_media_processor.medical.dicom.geometry import Orientation, Spacing, Vector
 
 # Where vendors put the b-value before it was standard: creator of the private block, group, element in the block.
@@ -134,10 +134,10 @@ def _enhanced(dataset: Dataset, index: int, shared: Dataset | None, own: Dataset
             found = items(place, keyword) if place is not None else []
             if found:
                 return found[0]
-        return type(dataset)()
+        return Dataset()
 
     measures, content, diffusion = group("PixelMeasuresSequence"), group("FrameContentSequence"), group("MRDiffusionSequence")
-    types = (group(f"{kind}FrameTypeSequence") for kind in ("MRImage", "CTImage", "PET", "XAXRF", "MRSpectroscopy"))
+    types = (group(f"{kind}FrameTypeSequence") for kind in ("MRImage", "CTImage", "PET"))
     gradients = items(diffusion, "DiffusionGradientDirectionSequence")
     return Frame(
         index=index,

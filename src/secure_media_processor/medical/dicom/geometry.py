@@ -160,7 +160,8 @@ def measure(positions: Sequence[Vector], orientation: Orientation) -> Grid:
         word = "slice lies" if len(repeated) == 1 else "slices lie"
         text = f"{len(repeated)} {word} where another one does"
         problems.append(Problem(ProblemKind.DUPLICATES, text, len(repeated), repeated))
-    kept = [i for i in range(len(along)) if i not in set(repeated)]
+    again = set(repeated)
+    kept = [i for i in range(len(along)) if i not in again]
     if len(kept) < 2:  # noqa: PLR2004 - a distance needs two
         problems += _shifts(positions, along, kept, normal)
         return Grid(None, None, tuple(problems))

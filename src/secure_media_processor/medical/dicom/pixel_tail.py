@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
-# PixelData, FloatPixelData and DoubleFloatPixelData (PS3.6).
-_PIXEL_TAGS = {(0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009)}
+PIXEL_TAGS = {0x7FE00010, 0x7FE00008, 0x7FE00009}
+"""PixelData, FloatPixelData and DoubleFloatPixelData (PS3.6)."""
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _DELIMITER = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 # Values of these follow two reserved bytes and a length of four (PS3.5 section 7.1.2).
@@ -48,7 +48,7 @@ def read_header(path: Path) -> tuple[Dataset, PixelTail | None] | Unreadable:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             if said or not dataset:
                 return _whole(path)
-            tail = _tail(file, dataset.file_meta.get("TransferSyntaxUID"))
+            tail = find_tail(file, dataset.file_meta.get("TransferSyntaxUID"))
     # What is wrong with the file, and in which words to tell, is the business of the one reader there is.
     except Exception:  # noqa: BLE001
         return _whole(path)
@@ -60,15 +60,15 @@ def _whole(path: Path) -> tuple[Dataset, None] | Unreadable:
     return dataset if isinstance(dataset, Unreadable) else (dataset, None)
 
 
-def _tail(file: BufferedReader, syntax: str | None) -> PixelTail | None:
+def find_tail(file: BinaryIO, syntax: str | None) -> PixelTail | None:
     """Return the element at which `file` stands, if it is pixel data and the last of the file."""
     if syntax in (None, DeflatedExplicitVRLittleEndian):
         return None
-    order = "big" if syntax == ExplicitVRBigEndian else "little"
+    order: Literal["big", "little"] = "big" if syntax == ExplicitVRBigEndian else "little"
     offset, end = file.tell(), file.seek(0, 2)
     file.seek(offset)
     lead = file.read(12)
-    if (int.from_bytes(lead[:2], order), int.from_bytes(lead[2:4], order)) not in _PIXEL_TAGS:
+    if int.from_bytes(lead[:2], order) << 16 | int.from_bytes(lead[2:4], order) not in PIXEL_TAGS:
         return None
     if syntax == ImplicitVRLittleEndian:
         start, length = offset + 8, int.from_bytes(lead[4:8], order)
@@ -80,7 +80,7 @@ def _tail(file: BufferedReader, syntax: str | None) -> PixelTail | None:
     return PixelTail(offset, end - offset, end - start) if complete else None
 
 
-def _ends_with_fragments(file: BufferedReader, position: int, end: int) -> bool:
+def _ends_with_fragments(file: BinaryIO, position: int, end: int) -> bool:
     """Return whether encapsulated pixel data (PS3.5 annex A.4) go from `position` to the very end."""
     while True:
         file.seek(position)

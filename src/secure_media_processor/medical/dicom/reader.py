@@ -163,7 +163,7 @@ def open_dicom(path: Path, identities: Sequence[Identity] = ()) -> BinaryIO:
         return file
     file.close()
     if not identities:
-        raise KeyMissingError("it is encrypted, and there is no key to read it with")
+        raise KeyMissingError(f"{path}: it is encrypted, and there is no key to read it with")
     return open_encrypted(path, identities)
 
 
@@ -216,7 +216,7 @@ def _instance(path: Path, dataset: Dataset) -> Instance:
     rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
     count = whole_number(dataset, "NumberOfFrames") or 1
     if count < 1 or (rows or 1) * (columns or 1) * count > _MAX_PIXELS:
-        raise _RefusedError(f"it claims to have {count} frames of {rows} rows and {columns} columns, as no image has")
+        raise _RefusedError("it claims a number of pixels that no image has")
     return Instance(
         path,
         sop_class_uid=_uid(dataset, "SOPClassUID"),

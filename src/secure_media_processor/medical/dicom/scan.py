@@ -6,6 +6,7 @@ these an index of elements takes a few lines. What is anything else is left to p
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, BinaryIO
 
 from pydicom import Dataset
@@ -24,6 +25,10 @@ META_START = 128 + 4
 LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 """Kinds of values whose length has four bytes (PS3.5 section 7.1.2)."""
 
+_SHORT_VRS = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS"}
+_SHORT_VRS |= {b"ST", b"TM", b"UI", b"UL", b"US"}
+_LEAD = struct.Struct("<HH2sH")
+"""Group, element, kind of value and, for a short one, length of an element that names its kind."""
 _UNDEFINED = 0xFFFFFFFF
 _PIXELS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -123,8 +128,11 @@ class _Scan:
         found: dict[BaseTag, RawDataElement] = {}
         previous = -1
         while self._has(position + 8):
-            data = self._data
-            tag = (data[position] | data[position + 1] << 8) << 16 | data[position + 2] | data[position + 3] << 8
+            group, element, kind, length = _LEAD.unpack_from(self._data, position)
+            tag = group << 16 | element
+            if not implicit and kind in _SHORT_VRS and tag > previous and tag not in tags:
+                previous, position = tag, position + 8 + length  # most elements are such; what follows is for the others
+                continue
             if tag in _PIXELS:
                 self._check_pixels(position, implicit=implicit)
                 return found
