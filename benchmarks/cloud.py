@@ -19,31 +19,23 @@ import filecmp
 import html
 import json
 import os
-import platform
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from contextlib import closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from http.client import HTTPConnection
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from s3_memory_server import compiler_version, serving
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from whole_process import RAM_FOLDER, Step, machine, measure_step, run
 
 RESULTS = Path(__file__).parent / "results" / "cloud.json"
-RAM_FOLDER = Path("/dev/shm")  # noqa: S108 - a private folder is made in it
 MIB = 1 << 20
 SMALL_FILE = 102_400  # bytes
 BUCKET = "bench"
@@ -76,32 +68,6 @@ url, bucket, key, path = sys.argv[1:]
 store = S3Store(bucket, endpoint=url, virtual_hosted_style_request=False, client_options={"allow_http": True})
 obstore.put(store, key, Path(path))
 """
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One run of one command."""
-
-    wall: float
-    """Seconds."""
-    cpu: float
-    """Seconds of user and system time."""
-    rss: float
-    """Peak resident memory in MiB."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One kind of transfer by several programs."""
-
-    name: str
-    peer: str
-    """Name of the command that the others are compared with."""
-    commands: Mapping[str, list[str]]
-    prepare: Callable[[str], None]
-    """Called before each run with the name of the command."""
-    check: Callable[[str], None]
-    """Called after each run; RuntimeError if something is missing or wrong."""
 
 
 class Bucket:
@@ -142,22 +108,6 @@ class Bucket:
         if answer.status not in {200, 204}:
             raise RuntimeError(f"{method} {target}: the server says {answer.status}")
         return text
-
-
-def run(command: list[str], folder: Path, environment: dict[str, str]) -> Sample:
-    """Run `command` in `folder` and measure it. Raises CalledProcessError if it fails."""
-    with tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            error = subprocess.CalledProcessError(process.returncode, command)
-            error.add_note(errors.read().decode(errors="replace"))
-            raise error
-    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def environment_for(home: Path, url: str) -> dict[str, str]:
@@ -261,32 +211,6 @@ def small_steps(folder: Path, url: str, bucket: Bucket, s5cmd: str) -> list[Step
     ]
 
 
-def measure_step(step: Step, rounds: int, programs: set[str], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Run the commands of a step `rounds` times in turn and return the figures."""
-    commands = {name: command for name, command in step.commands.items() if name in programs}
-    samples: dict[str, list[Sample]] = {name: [] for name in commands}
-    for number in range(rounds + 1):
-        for name, command in commands.items():
-            step.prepare(name)
-            sample = run(command, folder, environment)
-            step.check(name)
-            if number:  # the first round warms up
-                samples[name].append(sample)
-        print(f"{step.name}: round {number} of {rounds} done", file=sys.stderr)
-    return {name: summarize(samples[name], samples[step.peer], step.peer) for name in commands}
-
-
-def summarize(samples: list[Sample], peer: list[Sample], peer_name: str) -> dict[str, float]:
-    """Return medians, and the median of the ratios to the peer round by round."""
-    return {
-        "wall_s": round(statistics.median(s.wall for s in samples), 3),
-        "cpu_s": round(statistics.median(s.cpu for s in samples), 3),
-        "rss_mib": round(max(s.rss for s in samples), 1),
-        f"wall_vs_{peer_name}": round(statistics.median(s.wall / p.wall for s, p in zip(samples, peer, strict=True)), 3),
-        f"best_vs_{peer_name}": round(min(s.wall for s in samples) / min(p.wall for p in peer), 3),
-    }
-
-
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run everything and return the figures."""
     s5cmd = find_s5cmd()
@@ -320,12 +244,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "file_bytes": SMALL_FILE,
         "large_mib": options.large,
         "rounds": options.rounds,
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "cpu": next(
-            (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
-        ),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
+        **machine(),
         "cryptography": version("cryptography"),
         "boto3": version("boto3"),
         "obstore": version("obstore") if find_spec("obstore") else None,

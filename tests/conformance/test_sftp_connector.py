@@ -257,7 +257,9 @@ def test_a_server_that_lists_without_end(store: SFTPConnector, monkeypatch: pyte
         list(store.list())
 
 
-@pytest.mark.parametrize("missing", [{"fsync"}, {"link"}, {"fsync", "link", "statvfs"}], ids=str)
+@pytest.mark.parametrize(
+    "missing", [{"fsync"}, {"link"}, {"fsync", "link", "statvfs"}], ids=lambda missing: "-".join(sorted(missing))
+)
 def test_a_server_without_the_extensions_of_openssh(
     store: SFTPConnector, folder: Path, monkeypatch: pytest.MonkeyPatch, missing: set[str]
 ) -> None:
