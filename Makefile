@@ -11,7 +11,7 @@ export RUSTUP_HOME := $(CURDIR)/$(VENV)/rustup
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dicom,medical,s3,gdrive,dropbox,azure,sftp,keyring,net,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dicom,medical,ocr,s3,gdrive,dropbox,azure,sftp,keyring,net,dev]'
 	touch $@
 
 demo: $(READY)

@@ -183,13 +183,12 @@ def test_a_dry_run_tells_and_writes_nothing(
 
 
 @pytest.mark.parametrize("kind", ["get", "web"])
-@pytest.mark.parametrize("asked", [("--study", "1.2.3"), ("--patient-id", "nobody"), ("--date", "19990101-19991231")])
-def test_nothing_is_found(archive: Orthanc, run: Callable[..., Ran], work: Path, kind: str, asked: tuple[str, str]) -> None:
+def test_nothing_is_found(archive: Orthanc, run: Callable[..., Ran], work: Path, kind: str) -> None:
     study(work / "in")
     address, options = way(archive, kind, work)
     assert run("medical", "send", *address, "in", *options).code == 0
-    ran = run("medical", "fetch", *address, "out", *asked, *options)
-    assert ran.code == 7
+    for asked in (("--study", "1.2.3"), ("--patient-id", "nobody"), ("--date", "19990101-19991231")):
+        assert run("medical", "fetch", *address, "out", *asked, *options).code == 7
     assert not (work / "out").exists()
 
 
@@ -217,16 +216,16 @@ def test_what_is_no_dicom_file_is_named(archive: Orthanc, run: Callable[..., Ran
 
 
 def test_who_is_not_known_is_not_let_in(archive: Orthanc, run: Callable[..., Ran], work: Path) -> None:
+    wrong = "wr0ng-6612"
     stranger = run("medical", "fetch", archive.dicom, "out", "--study", STUDY, "--aet", "STRANGER")
     assert stranger.code == 4
     other = archive.dicom.replace(AET, "OTHER")
     ran = run("medical", "fetch", other, "out", "--study", STUDY, "--aet", OUR_AET)
     assert (ran.code, "called AE title not recognised" in ran.err) == (4, True)
-    for private in (credentials(work, user=USER, password="wr0ng-6612"), credentials(work, token="t0ken-8812")):
+    for private in (credentials(work, user=USER, password=wrong), credentials(work, token=wrong)):
         ran = run("medical", "fetch", archive.web, "out", "--study", STUDY, "--credentials", private)
         assert ran.code == 4
-        assert "wr0ng" not in ran.err
-        assert "t0ken" not in ran.err
+        assert wrong not in ran.err
     assert run("medical", "send", archive.web, *study(work / "in")).code == 4
     private.chmod(0o644)
     ran = run("medical", "fetch", archive.web, "out", "--study", STUDY, "--credentials", private)
@@ -248,7 +247,7 @@ def test_a_title_that_the_archive_does_not_know_where_to_find(archive: Orthanc, 
     ran = run(
         "medical", "fetch", archive.dicom, "out", "--study", STUDY, "--aet", OUR_AET, "--listen", str(orthanc.free_port())
     )
-    assert ran.code != 0
+    assert (ran.code, f"does it know {OUR_AET} at 127.0.0.1:" in ran.err) == (1, True), ran.err
     assert left_in(work / "out") == set()
 
 
@@ -257,16 +256,16 @@ def test_a_server_that_dies_in_the_middle(
     archive: Orthanc, run: Callable[..., Ran], work: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfer.time, "sleep", lambda _: None)
-    many(work / "in", 16)
+    many(work / "in", 10)
     assert run("medical", "send", archive.dicom, "in", "--aet", OUR_AET).code == 0
     address, options = way(archive, kind, work)
     command = ["medical", "fetch", *address, "out", "--study", STUDY, *options]
-    if kind == "move":  # it is the archive that connects; it dies when it has handed over the fifth
+    if kind == "move":  # it is the archive that connects; it dies when it has handed over the fourth
         take = Incoming.take
 
         def deadly(self: Incoming, *args: object, **options: object) -> bool:
             taken = take(self, *args, **options)  # type: ignore[arg-type]
-            if len(self.fetched) == 5:
+            if len(self.fetched) == 4:
                 archive.kill()
             return taken
 
@@ -276,17 +275,17 @@ def test_a_server_that_dies_in_the_middle(
     else:
         port = archive.http_port if kind == "web" else archive.dicom_port
         with proxying(port) as proxy:
-            proxy.trap, proxy.trap_after = archive.kill, 3 << 20
+            proxy.trap, proxy.trap_after = archive.kill, 2 << 20
             broken = run(*[str(part).replace(f":{port}", f":{proxy.port}") for part in command])
     assert broken.code == 11, broken.err
     assert "[SMP-TRANSIENT]" in broken.err
     got = left_in(work / "out")
-    assert 0 < len(got) < 16
+    assert 0 < len(got) < 10
     assert all(name.endswith(".dcm") for name in got)
     archive.start()
     again = run(*command)
     assert again.code == 0, again.err
-    assert f"{16 - len(got)} instances fetched" in again.err
+    assert f"{10 - len(got)} instances fetched" in again.err
     assert objects(work / "out") == objects(work / "in")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from servers.seaweedfs import free_port
 
-USER, PASSWORD = "reader", "orthanc-p4ss-77c1"  # noqa: S105 - of nobody
+USER, PASSWORD = "reader", "orthanc-p4ss-77c1"
 AET = "ORTHANC"
 OUR_AET = "SMPTEST"
 _PLUGINS = Path("/usr/share/orthanc/plugins")
@@ -52,7 +52,7 @@ class Orthanc:
 
     def rest(self, method: str, path: str, data: bytes | None = None) -> object:
         """Ask Orthanc's own interface."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)  # noqa: S310
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", data=data, method=method)
         request.add_header("Authorization", f"Basic {base64.b64encode(f'{USER}:{PASSWORD}'.encode()).decode()}")
         with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310 - our own loopback address
             return json.loads(answer.read() or b"null")

@@ -144,6 +144,7 @@ def test_faint_turned_bright_and_dark_text_is_masked_too() -> None:
         write(image, "ID: 4711998", 760, 200, 13, 220, turn=90),
         write(image, "Mercy Hospital", 20, 300, 13, 220, turn=270),
         write(image, "Dr. Kowalski", 330, 250, 18, 255),
+        write(image, "Ward 12, M. Garcia", 330, 420, 14, 0),
     ]
     image[500:600, 600:800] = 128
     places.append(write(image, "Station 7 West", 620, 530, 14, 138))
@@ -416,6 +417,9 @@ def test_what_cannot_be_decoded_or_painted_is_refused(planted: list[str], monkey
     compress(damaged, JPEG2000Lossless, generate_instance_uid=False)
     damaged.PixelData = damaged.PixelData[:60] + bytes(len(damaged.PixelData) - 60)
     refused(damaged)
+    long = ultrasound(noise(20, 30))
+    long.PixelData += b"SMITH^ANNA"
+    assert "longer than the image" in refused(long)
     deep = ultrasound(noise(20, 30, dtype="<u4"))
     assert "8 nor 16" in refused(deep)
     monkeypatch.setattr(stored_pixels, "MAX_BYTES", 599)
@@ -437,8 +441,8 @@ def test_harmless(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "SMITH", "MI SMITH", "4711", "12", "67", "67 y", "67Y", "67 m", "12.03", "12/03/1956", "1956-03-12", "0311 1956",
-     "12:30", "12345 mm", "1956 cm", "MM", "M", "MI 0.8 67", "MI 0.8 12.03.56", "D. Gain", "Dr. cm", "G 12", "MI " * 30, "0.1956",
-     "03 12 56", "mi", "TIM", "12 cm 1956", "cm\nSMITH"],
+     "12:30", "12345 mm", "1956 cm", "MM", "M", "MI 0.8 67", "MI 0.8 12.03.56", "D. Gain", "Dr. cm", "G 12", "MI " * 30,
+     "0.1956", "03 12 56", "mi", "TIM", "12 cm 1956", "cm\nSMITH"],
 )  # fmt: skip
 def test_not_harmless(text: str) -> None:
     assert not is_harmless(text)

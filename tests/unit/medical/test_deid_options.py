@@ -136,6 +136,14 @@ def test_dates_move_together_and_keep_their_intervals() -> None:
     assert "PatientBirthDate" not in dataset or not dataset.PatientBirthDate
 
 
+def test_a_time_of_which_the_number_of_the_patient_is_made_goes() -> None:
+    dataset = ct()
+    dataset.PatientID, dataset.StudyTime, dataset.SeriesTime = "11-05-25-142825", "142825.000", "142900"
+    dataset = clean(dataset, Option.SHIFT_DATES)
+    assert not dataset.StudyTime
+    assert dataset.SeriesTime == "142900"
+
+
 def test_patients_have_shifts_of_their_own() -> None:
     shifts = {DateShift.of(KEY, f"SMP-{number}").days for number in range(200)}
     assert len(shifts) > 150
@@ -287,9 +295,10 @@ def test_a_safe_private_attribute_that_names_the_patient_goes() -> None:
 
 
 def test_codes_of_the_method_are_appended_to_those_of_earlier_ones() -> None:
-    dataset = clean(ct())
+    dataset = clean(ct(), Option.CLEAN_DESCRIPTORS, Option.RETAIN_UIDS)
     dataset = clean(dataset, Option.RETAIN_DEVICE)
-    assert [code.CodeValue for code in dataset.DeidentificationMethodCodeSequence] == ["113100", "113109"]
+    codes = [code.CodeValue for code in dataset.DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113105", "113109"]  # UIDs were retained, and are not any more
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if Option.CLEAN_PIXELS not in PRESETS[name]])

@@ -72,6 +72,9 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
     Profile of DICOM PS3.15 with the options of --profile and of the flags. Pseudonyms, UIDs and moves of dates come from your
     key: the same key and project give the same ones in every run. Run again after an interruption it goes on.
 
+    Files of IN may be encrypted by `smp encrypt` for your key, or one of your keystore: they are decrypted in memory only. What
+    is written to OUT is not encrypted.
+
     Images that may show a name in their pixels are quarantined: named, and not written. The exit code is 3 then, as for files
     that cannot be read.
 
@@ -93,7 +96,11 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
         deidentifier = Deidentifier(key.pseudonym_key(project), chosen)
         with ui.counting("de-identifying") as progress:
             report = deidentifier.deidentify_folder(
-                source, target, processes=processes or len(os.sched_getaffinity(0)), progress=progress
+                source,
+                target,
+                processes=processes or _processes(chosen),
+                identities=decryption_keys(key_file),
+                progress=progress,
             )
         if mapping is not None:
             if mapping.exists():
@@ -102,6 +109,14 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
                 report.mapping.merge(Mapping.read(mapping, decryption_keys(key_file)))
             report.mapping.write(mapping, [key])
     _tell(ui, report, chosen)
+
+
+def _processes(profile: Profile) -> int:
+    from secure_media_processor.medical.deid.profile import Option
+
+    cores = len(os.sched_getaffinity(0))
+    # Each process that reads text takes up to 1 GB for it, and uses several cores by itself.
+    return min(cores, 2) if Option.CLEAN_PIXELS in profile.options else cores
 
 
 def _refuse_inside(mapping: Path, target: Path) -> None:

@@ -88,7 +88,8 @@ def failure(errors: Collection[SmpError], among: int, thing: str) -> SmpError:
     """Return the error that ends a command in which `errors` kept some of `among` things, or all, from being done."""
     if among == 1:
         return next(iter(errors))
-    message, hint = f"{len(errors)} of {among} {thing}s failed", "see the warnings above"
+    message, hints = f"{len(errors)} of {among} {thing}s failed", {error.hint for error in errors}
+    hint = (hints.pop() if len(hints) == 1 else "") or "see the warnings above"
     kinds = {type(error) for error in errors}
     # Where nothing is done, and for one reason, whoever reads the exit code wants that reason.
     return kinds.pop()(message, hint=hint) if len(errors) == among and len(kinds) == 1 else PartialError(message, hint=hint)

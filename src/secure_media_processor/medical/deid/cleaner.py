@@ -204,7 +204,8 @@ class Cleaner:
         """Return the cleaned values of an element, none if it stays as it is; None if it cannot be cleaned."""
         if vr == "TM":
             sound = has_sound_value(dataset.get_item(tag, keep_deferred=True), self.rules.rule(tag))
-            return [] if sound and self.shift is not None else None
+            # Numbers of patients are often made of a time.
+            return [] if sound and self.shift is not None and not self._names_somebody(dataset, tag) else None
         if vr in _TEMPORAL_VRS:
             if self.shift is None:
                 return None
@@ -278,7 +279,7 @@ class Cleaner:
 
 _OPTIONS_THAT_KEEP_WORDS = {
     Option.CLEAN_DESCRIPTORS, Option.CLEAN_STRUCTURED_CONTENT, Option.CLEAN_GRAPHICS, Option.RETAIN_SAFE_PRIVATE,
-    Option.RETAIN_DEVICE, Option.RETAIN_PATIENT_CHARACTERISTICS,
+    Option.RETAIN_DEVICE, Option.RETAIN_PATIENT_CHARACTERISTICS, Option.SHIFT_DATES,
 }  # fmt: skip
 
 

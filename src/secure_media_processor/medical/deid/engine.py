@@ -27,23 +27,26 @@ from pydicom.valuerep import PersonName
 
 from secure_media_processor import __version__
 from secure_media_processor.core.files import atomic_write, make_private_folder, open_source, os_errors, read_full
-from secure_media_processor.errors import ExistsError, FileAccessError, MissingError, UsageError
+from secure_media_processor.errors import CredentialsError, ExistsError, FileAccessError, IntegrityError, MissingError, UsageError
 from secure_media_processor.medical.deid.cleaner import Cleaner, RefusedError
 from secure_media_processor.medical.deid.constant_elements import constant
 from secure_media_processor.medical.deid.dates import DateShift
 from secure_media_processor.medical.deid.mapping import Mapping, Patient
 from secure_media_processor.medical.deid.pixels import burned_in_suspicion
-from secure_media_processor.medical.deid.profile import Option, Profile, Rules
+from secure_media_processor.medical.deid.profile import RETAINING, Option, Profile, Rules
 from secure_media_processor.medical.deid.splice import read_spliced
 from secure_media_processor.medical.deid.table import EDITION, Action
 from secure_media_processor.medical.deid.uids import Pseudonyms
 from secure_media_processor.medical.dicom.pixel_tail import PixelTail, read_header
-from secure_media_processor.medical.dicom.reader import Unreadable, walk_files
+from secure_media_processor.medical.dicom.reader import Unreadable, open_dicom, read_dataset, walk_files
 from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from io import FileIO
+    from collections.abc import Sequence as SequenceOf
+    from io import BufferedReader
+
+    from secure_media_processor.core.recipients import Identity
 
 # Our own, made once from 128 random bits (PS3.5 section B.2).
 _IMPLEMENTATION_CLASS_UID = "2.25.220872983959295534076675154734310370995"
@@ -161,21 +164,28 @@ class Deidentifier:
             _rebuild_meta(dataset)
         return Deidentified(cleaner.actions, cleaner.uids, patient)
 
-    def deidentify_file(self, source: Path, folder: Path) -> Written | Quarantined | Unreadable | Unwritten:
+    def deidentify_file(
+        self, source: Path, folder: Path, *, identities: SequenceOf[Identity] = ()
+    ) -> Written | Quarantined | Unreadable | Unwritten:
         """De-identify the file `source` into `folder`, as ``<study UID>/<series UID>/<instance UID>.dcm`` with the new UIDs.
 
-        A file that is there already with the same contents, from an earlier run or a copy of `source`, counts as written.
+        A file that is there already with the same contents, from an earlier run or a copy of `source`, counts as written. What
+        is written is never encrypted; `source` may be, for one of `identities`.
 
         Raises:
             NoSpaceError: the disk is full.
         """
-        return self._file(source, folder).outcome
+        return self._file(source, folder, identities).outcome
 
-    def _file(self, source: Path, folder: Path) -> FileResult:
-        made = self._make_quickly(source) or self._make(source)
+    def _file(self, source: Path, folder: Path, identities: SequenceOf[Identity]) -> FileResult:
+        made = self._make_quickly(source) or self._make(source, identities)
         if not isinstance(made, _Made):
             return FileResult(made)
-        return FileResult(_write(source, folder / made.name, made.header, made.tail), made.done)
+        return FileResult(_write(source, folder / made.name, made, identities), made.done)
+
+    @property
+    def _cleans_pixels(self) -> bool:
+        return Option.CLEAN_PIXELS in self._profile.options
 
     def _make_quickly(self, source: Path) -> _Made | Quarantined | None:
         """De-identify a file of which little has to be looked at; None if it is none, or if anything is wrong with it."""
@@ -184,7 +194,7 @@ class Deidentifier:
                 spliced = read_spliced(source, self._rules)
                 suspicion = burned_in_suspicion(spliced.dataset, spliced.tail.value_size if spliced.tail else None)
                 if suspicion:
-                    return Quarantined(source, suspicion)
+                    return None if self._cleans_pixels else Quarantined(source, suspicion)
                 done = self.deidentify(spliced.dataset)
                 header = spliced.write()
                 if said:
@@ -194,17 +204,22 @@ class Deidentifier:
         done.actions[Action.REMOVE.value] += spliced.removed
         return _Made(_name(spliced.dataset), header, spliced.tail, done)
 
-    def _make(self, source: Path) -> _Made | Quarantined | Unreadable:
-        """De-identify any file."""
-        read = read_header(source)
+    def _make(self, source: Path, identities: SequenceOf[Identity]) -> _Made | Quarantined | Unreadable:
+        """De-identify any file, an encrypted one too."""
+        read = read_header(source, identities)
         if isinstance(read, Unreadable):
             return read
         dataset, tail = read
         try:
             with silent_pydicom():
                 suspicion = burned_in_suspicion(dataset, tail.value_size if tail else None)
-                if suspicion:
+                if suspicion and not self._cleans_pixels:
                     return Quarantined(source, suspicion)
+                if suspicion:
+                    cleaned = _without_text(source, suspicion, identities)
+                    if not isinstance(cleaned, Dataset):
+                        return cleaned
+                    dataset, tail = cleaned, None
                 done = self.deidentify(dataset)
                 header = BytesIO()
                 dcmwrite(header, dataset, enforce_file_format=True)
@@ -220,6 +235,7 @@ class Deidentifier:
         target: Path | str,
         *,
         processes: int = 1,
+        identities: SequenceOf[Identity] = (),
         progress: Callable[[int, int], None] | None = None,
     ) -> DeidReport:
         """De-identify every file below `source` into the folder `target`; neither may lie inside the other.
@@ -231,6 +247,8 @@ class Deidentifier:
             source: Folder, or one file.
             target: Made if need be, mode 0700.
             processes: How many to work with.
+            identities: Keys that open encrypted files (SMP1) in `source`. These are decrypted in memory only; what is written is
+                not encrypted. With several processes they must be such that can be pickled, as keys and keystores are.
             progress: Called with the number of files done and the number of all.
 
         Raises:
@@ -245,24 +263,26 @@ class Deidentifier:
         found = list(walk_files(source)) if source.is_dir() or not source.exists() else [(source, "")]
         results = [FileResult(Unreadable(path, problem)) for path, problem in found if problem]
         paths = [path for path, problem in found if not problem]
-        for result in self._results(paths, target, processes):
+        for result in self._results(paths, target, processes, identities):
             results.append(result)
             if progress is not None:
                 progress(len(results), len(found))
         return self._report(results)
 
-    def _results(self, paths: list[Path], target: Path, processes: int) -> Iterator[FileResult]:
+    def _results(
+        self, paths: list[Path], target: Path, processes: int, identities: SequenceOf[Identity]
+    ) -> Iterator[FileResult]:
         if processes == 1 or len(paths) <= _BATCH:
-            yield from (self._file(path, target) for path in paths)
+            yield from (self._file(path, target, identities) for path in paths)
             return
         from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - only where it is worth it
         from multiprocessing import get_context  # noqa: PLC0415
 
         # Forking is quicker, and not safe for a process that has threads.
         context = get_context("fork" if threading.active_count() == 1 else "spawn")
-        with ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_begin_worker, initargs=(self._key, self._profile, target)
-        ) as pool:
+        # Keys are inherited, or go to our own new process through a pipe that nobody else has; in neither case to the disk.
+        given = (self._key, self._profile, target, identities)
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker, initargs=given) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
             for results in pool.map(_work, batches):
                 yield from results
@@ -287,24 +307,45 @@ class Deidentifier:
         )
 
 
-_worker: tuple[Deidentifier, Path] | None = None
+_worker: tuple[Deidentifier, Path, SequenceOf[Identity]] | None = None
 
 
-def _begin_worker(key: bytes, profile: Profile, target: Path) -> None:
+def _begin_worker(key: bytes, profile: Profile, target: Path, identities: SequenceOf[Identity]) -> None:
     global _worker  # noqa: PLW0603 - the one thing that a process of a pool has
-    _worker = (Deidentifier(key, profile), target)
+    _worker = (Deidentifier(key, profile), target, identities)
 
 
 def _work(paths: list[Path]) -> list[FileResult]:
     if _worker is None:
         raise RuntimeError("this process was not made by a pool")
-    deidentifier, target = _worker
-    return [deidentifier._file(path, target) for path in paths]  # noqa: SLF001 - ours
+    deidentifier, target, identities = _worker
+    return [deidentifier._file(path, target, identities) for path in paths]  # noqa: SLF001 - ours
 
 
-def _write(source: Path, target: Path, header: bytes, tail: PixelTail | None) -> Written | Unwritten:
+def _without_text(
+    source: Path, suspicion: str, identities: SequenceOf[Identity]
+) -> Dataset | Quarantined | Unreadable:
+    """Read the file `source` and paint over the text in its pixels."""
+    from secure_media_processor.medical.deid.burned_in import PixelsNotCleanError, clean_pixels  # noqa: PLC0415 - rarely needed
+
+    dataset = read_dataset(source, identities=identities)
+    if isinstance(dataset, Unreadable):
+        return dataset
+    if "PixelData" not in dataset:
+        return Quarantined(source, suspicion)
     try:
-        with open_source(source) as pixels:
+        clean_pixels(dataset)
+    except PixelsNotCleanError as error:
+        return Quarantined(source, f"{suspicion}, and {error}")
+    return dataset
+
+
+def _write(source: Path, target: Path, made: _Made, identities: SequenceOf[Identity]) -> Written | Unreadable | Unwritten:
+    header, tail = made.header, made.tail
+    try:
+        with os_errors(f"read {source}"):
+            opened = open_dicom(source, identities)
+        with opened as pixels:
             make_private_folder(target.parent)
             try:
                 with atomic_write(target) as file:
@@ -313,12 +354,14 @@ def _write(source: Path, target: Path, header: bytes, tail: PixelTail | None) ->
             except ExistsError:
                 if not _has(target, _blocks(header, pixels, tail)):
                     return Unwritten(source, "another file with the same SOPInstanceUID and other contents was written before")
+    except (CredentialsError, IntegrityError) as error:  # what is encrypted shows damage to the pixels only where they are read
+        return Unreadable(source, str(error).removeprefix(f"{source}: "))
     except (FileAccessError, MissingError) as error:
         return Unwritten(source, str(error))
     return Written(source, target)
 
 
-def _blocks(header: bytes, pixels: FileIO, tail: PixelTail | None) -> Iterator[bytes | memoryview]:
+def _blocks(header: bytes, pixels: BufferedReader, tail: PixelTail | None) -> Iterator[bytes | memoryview]:
     """Yield a file piece by piece: its new header, then the pixel data of the old file."""
     yield header
     if tail is None:
@@ -355,7 +398,9 @@ def _state_method(dataset: Dataset, profile: Profile) -> None:
     """Say in the data set that, and how, it was de-identified (PS3.15 section E.1.1, step 7)."""
     for element in _statement(profile):
         dataset[element.tag] = element
-    earlier = dataset.get("DeidentificationMethodCodeSequence")
+    # What an earlier method retained is gone now, unless this one retains it, too.
+    stated = dataset.get("DeidentificationMethodCodeSequence") or ()
+    earlier = [item for item in stated if item.get("CodeValue") not in RETAINING]
     if earlier:
         known = {item.get("CodeValue") for item in earlier}
         codes = [code for code in _codes(profile).value if code.CodeValue not in known]

@@ -42,11 +42,11 @@ def burned_in_suspicion(dataset: Dataset, pixel_bytes: int | None = None) -> str
         return "a voice recording: it is not listened to"
     if pixel_bytes is None and not any(keyword in dataset for keyword in _PIXELS):
         return None
-    return _hidden_in_pixels(dataset, pixel_bytes) or _drawn_into_pixels(dataset, sop_class, modalities)
+    return hidden_in_pixels(dataset, pixel_bytes) or _drawn_into_pixels(dataset, sop_class, modalities)
 
 
-def _hidden_in_pixels(dataset: Dataset, pixel_bytes: int | None) -> str | None:
-    """Return what else than pixels is in the pixel data."""
+def hidden_in_pixels(dataset: Dataset, pixel_bytes: int | None = None) -> str | None:
+    """Return what else than pixels is in the pixel data, which no look at the picture finds; None if there is nothing."""
     if pixel_bytes is None and "PixelData" in dataset:
         pixel_bytes = len(dataset.PixelData)
     for tag in list(dataset.keys()):

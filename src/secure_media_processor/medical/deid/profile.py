@@ -60,6 +60,8 @@ _CODES = {
     Option.RETAIN_SAFE_PRIVATE: ("113111", "Retain Safe Private Option"),
     Option.RETAIN_INSTITUTION: ("113112", "Retain Institution Identity Option"),
 }
+RETAINING = {code for option, (code, _) in _CODES.items() if option.value.startswith(("retain-", "shift-"))}
+"""Codes of the options that keep something."""
 _COLUMNS = {
     Option.RETAIN_UIDS: "uids",
     Option.RETAIN_DEVICE: "device",

@@ -2,8 +2,8 @@
 
 Most elements of a header are neither in the table nor odd: they are found by their tags, checked as they are, and copied as
 bytes. Of the others a data set is made, which is cleaned and written by the same code as that of any file. pydicom would take
-several times as long to read and write them all. A file that is not little endian, is deflated, or is anything but plain is
-left to it.
+several times as long to read and write them all. A file that is not little endian, is deflated, encrypted, or is anything but
+plain is left to it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydicom.filewriter import write_data_element, write_file_meta_info
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.files import open_source
 from secure_media_processor.medical.deid.constant_elements import encoded, is_constant
 from secure_media_processor.medical.deid.profile import Option
@@ -142,7 +143,7 @@ def read_spliced(path: Path, rules: Rules) -> Spliced:
     """
     with BufferedReader(open_source(path), _FIRST_READ) as file:
         data = file.read(_FIRST_READ)
-        if data[128:132] != b"DICM":
+        if data[128:132] != b"DICM" or data.startswith(MAGIC):
             raise NotPlainError
         start, syntax, _ = scan_meta(BytesIO(data))
         implicit = syntax == ImplicitVRLittleEndian

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BufferedReader
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
-from secure_media_processor.core.files import open_source
-from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset
+from secure_media_processor.medical.dicom.reader import Unreadable, open_dicom, read_dataset
 from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from pydicom import Dataset
+
+    from secure_media_processor.core.recipients import Identity
 
 PIXEL_TAGS = {0x7FE00010, 0x7FE00008, 0x7FE00009}
 """PixelData, FloatPixelData and DoubleFloatPixelData (PS3.6)."""
@@ -28,7 +29,10 @@ _LONG_VRS = {b"OB", b"OW", b"OF", b"OD", b"UN"}
 
 @dataclass(frozen=True, slots=True)
 class PixelTail:
-    """Where the element with the pixel data begins and ends in its file. Nothing follows it."""
+    """Where the element with the pixel data begins and ends in its file, of an encrypted one in its original.
+
+    Nothing follows it.
+    """
 
     offset: int
     size: int
@@ -37,26 +41,30 @@ class PixelTail:
     """Bytes of its value; of an encapsulated one with the delimiters."""
 
 
-def read_header(path: Path) -> tuple[Dataset, PixelTail | None] | Unreadable:
+def read_header(path: Path, identities: Sequence[Identity] = ()) -> tuple[Dataset, PixelTail | None] | Unreadable:
     """Read a DICOM file without its pixel data, if these are the last of it; else, as read_dataset, all of it.
+
+    Args:
+        path: The file, which may be encrypted.
+        identities: Keys that open it then.
 
     Returns:
         The data set, and where its pixel data lie; None if they are in the data set, or there are none.
     """
     try:
-        with BufferedReader(open_source(path)) as file, silent_pydicom() as said:
+        with open_dicom(path, identities) as file, silent_pydicom() as said:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             if said or not dataset:
-                return _whole(path)
+                return _whole(path, identities)
             tail = find_tail(file, dataset.file_meta.get("TransferSyntaxUID"))
     # What is wrong with the file, and in which words to tell, is the business of the one reader there is.
     except Exception:  # noqa: BLE001
-        return _whole(path)
-    return (dataset, tail) if tail is not None else _whole(path)
+        return _whole(path, identities)
+    return (dataset, tail) if tail is not None else _whole(path, identities)
 
 
-def _whole(path: Path) -> tuple[Dataset, None] | Unreadable:
-    dataset = read_dataset(path)
+def _whole(path: Path, identities: Sequence[Identity]) -> tuple[Dataset, None] | Unreadable:
+    dataset = read_dataset(path, identities=identities)
     return dataset if isinstance(dataset, Unreadable) else (dataset, None)
 
 

@@ -18,7 +18,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectorySto
 
 from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.files import os_errors, smp_error_from
-from secure_media_processor.core.seekable import open_encrypted
+from secure_media_processor.core.seekable import EncryptedFile, open_encrypted
 from secure_media_processor.errors import FileAccessError, KeyMissingError, SmpError
 from secure_media_processor.medical.dicom.elements import text, whole_number
 from secure_media_processor.medical.dicom.frames import FRAME_KEYWORDS, FRAME_SEQUENCES, FRAME_TAGS, Frame, frames_of
@@ -27,6 +27,7 @@ from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from io import BufferedReader
 
     from pydicom.tag import BaseTag
 
@@ -87,6 +88,8 @@ class Instance:
     """NumberOfFrames (0028,0008)."""
     frames: tuple[Frame, ...] = (Frame(),)
     """As many as there are, or one for all where the object does not tell where each of them lies."""
+    encrypted: bool = False
+    """Whether the file is encrypted (SMP1): only what is given the key can read it, and no other program."""
 
     @property
     def position(self) -> Vector | None:
@@ -137,14 +140,14 @@ def read_instance(path: Path, *, identities: Sequence[Identity] = ()) -> Instanc
     """Read the header of one file, which may be encrypted for one of `identities`."""
     try:
         with open_dicom(path, identities) as file:
-            return _instance(path, _header(file))
+            return _instance(path, _header(file), encrypted=isinstance(file.raw, EncryptedFile))
     except _MissingAttributeError as error:
         return Unreadable(path, f"it has no {error}")
     except Exception as error:  # noqa: BLE001 - see _unreadable
         return _unreadable(path, error)
 
 
-def open_dicom(path: Path, identities: Sequence[Identity] = ()) -> BinaryIO:
+def open_dicom(path: Path, identities: Sequence[Identity] = ()) -> BufferedReader:
     """Open a file for reading; if it is encrypted, so that it reads as the original (see open_encrypted).
 
     Raises:
@@ -212,7 +215,7 @@ def _parse(file: BinaryIO, tags: list[BaseTag] | None) -> Dataset:
     return dataset
 
 
-def _instance(path: Path, dataset: Dataset) -> Instance:
+def _instance(path: Path, dataset: Dataset, *, encrypted: bool) -> Instance:
     rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
     count = whole_number(dataset, "NumberOfFrames") or 1
     if count < 1 or (rows or 1) * (columns or 1) * count > _MAX_PIXELS:
@@ -233,6 +236,7 @@ def _instance(path: Path, dataset: Dataset) -> Instance:
         columns=columns,
         number_of_frames=count,
         frames=frames_of(dataset),
+        encrypted=encrypted,
     )
 
 

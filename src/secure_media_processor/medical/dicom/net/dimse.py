@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -21,8 +22,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # it makes the
     StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
+from pynetdicom.transport import AssociationSocket
 
-from secure_media_processor.errors import CredentialsError, IntegrityError, SmpError, TransientError, UsageError
+from secure_media_processor.core.files import smp_error_from
+from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError, UsageError
 from secure_media_processor.medical.dicom.elements import text
 from secure_media_processor.medical.dicom.net.model import Limits, Query, RemoteInstance, RemoteStudy, checked_uid
 from secure_media_processor.medical.dicom.net.quiet import silent_network
@@ -283,8 +286,8 @@ class _Line:
             raise error
         if code in (_UNKNOWN_DESTINATION, _NOT_AUTHORIZED):
             raise CredentialsError(f"{self._name} may not send to {move_to or 'us'}", hint=hint)
-        why = f"the server did not send it (status 0x{code or 0:04X})"
-        incoming.missed(instances, why, hint=hint)
+        said = f"the server did not send it (status 0x{code or 0:04X})"
+        incoming.missed(instances, MissingError(said, hint=hint) if error is None else SmpError(said, hint=hint))
 
     def store(self, file: OutgoingFile) -> SmpError | None:
         """Send a file (C-STORE; PS3.4 annex B). Returns why the server does not take it. Raises TransientError."""
@@ -293,7 +296,10 @@ class _Line:
             return SmpError("the server does not take this kind of object in this transfer syntax")
         if not self.association.is_established:
             raise TransientError(f"{self._name} closed the connection")
-        error = self._error(self.association.send_c_store(file.path).get("Status"))
+        try:
+            error = self._error(self.association.send_c_store(file.path).get("Status"))
+        except OSError as problem:  # it is the file that cannot be read; of a broken line the status tells
+            return smp_error_from(problem, f"read {file.path}")
         if isinstance(error, TransientError):
             raise error
         return error
@@ -353,8 +359,19 @@ def _pynetdicom_settings() -> Iterator[None]:
     wanted = {"LOG_HANDLER_LEVEL": "none", "STORE_SEND_CHUNKED_DATASET": True}
     wanted |= {"LOG_REQUEST_IDENTIFIERS": False, "LOG_RESPONSE_IDENTIFIERS": False}
     before = {name: getattr(_config, name) for name in wanted}
+    shutdown = AssociationSocket._shutdown_socket  # noqa: SLF001 - see _close
     vars(_config).update(wanted)
+    AssociationSocket._shutdown_socket = _close  # type: ignore[method-assign, assignment]  # noqa: SLF001
     try:
         yield
     finally:
         vars(_config).update(before)
+        AssociationSocket._shutdown_socket = shutdown  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def _close(line: AssociationSocket) -> None:
+    """Close a connection. Where it broke or never came about pynetdicom only lets go of it."""
+    if line.socket is not None:
+        with suppress(OSError, ValueError):
+            line.socket.shutdown(socket.SHUT_RDWR)
+        line.socket.close()

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, BinaryIO
 
 from secure_media_processor.core.files import atomic_write_below, make_private_folder, os_errors
-from secure_media_processor.errors import ExistsError, FileAccessError, IntegrityError, MissingError, NoSpaceError, SmpError
+from secure_media_processor.errors import ExistsError, FileAccessError, IntegrityError, NoSpaceError, SmpError
 from secure_media_processor.medical.dicom.elements import text
 from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset
 from secure_media_processor.medical.dicom.scan import CutError, UnscannableError, scan_header
@@ -125,13 +125,11 @@ class Incoming:
         if instance is not None:
             self.fail(instance, self._too_large())
 
-    def missed(self, instances: Iterable[RemoteInstance], reason: str, *, hint: str = "") -> None:
-        """Wait no more for those of `instances` that did not come although the server is done with them."""
+    def missed(self, instances: Iterable[RemoteInstance], reason: SmpError) -> None:
+        """Wait no more for those of `instances` that did not come although the server is done with them, for a `reason`."""
         for instance in instances:
-            if self.unasked:
-                self.fail(instance, IntegrityError("the server sent another object in its place", hint=hint))
-            else:
-                self.fail(instance, MissingError(reason, hint=hint))
+            other = IntegrityError("the server sent another object in its place")
+            self.fail(instance, other if self.unasked else reason)
 
     def raise_fatal(self) -> None:
         """Raise the error that keeps any further object from being written, if there was one: NoSpaceError, FileAccessError."""
