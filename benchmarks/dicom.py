@@ -2,10 +2,11 @@
 
     python benchmarks/dicom.py [--files N] [--rounds N]
 
-The input is one CT series of 512 x 512 slices of 0.5 MB, made here from a file that ships with pydicom, with noise as pixels;
-so NIfTI is written without compression. Every command runs as a whole process, start-up included. In each round all of them run
-once, one after the other, and each is compared with the named peer in the same round; the median over the rounds counts.
-Files lie in a RAM-backed folder. smp syncs every file that it writes, and names it when it is complete; the others do not.
+The input is one CT series of 512 x 512 slices of 0.5 MB, made here from a file that ships with pydicom: a round phantom with
+some structure and noise. NIfTI is written without compression. Every command runs as a whole process, start-up included. In
+each round all of them run once, one after the other, and each is compared with the named peer in the same round; the median
+over the rounds counts. Files lie in a RAM-backed folder. smp syncs every file that it writes, and names it when it is
+complete; the others do not.
 
 gdcmanon comes with gdcm (Debian package libgdcm-tools); dcm2niix is the one that the extra `medical` installs; dicognito is run
 by the Python that the variable DICOGNITO_PYTHON names, if it is set. Both de-identify in one process, and smp in two.
@@ -49,12 +50,14 @@ dataset.Rows = dataset.Columns = 512
 dataset.PixelSpacing, dataset.SliceThickness = [0.7, 0.7], 1.0
 dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
 generator = np.random.default_rng(1)
+x, y = np.meshgrid(np.arange(512.0), np.arange(512.0))
+phantom = (np.hypot(x - 256, y - 256) < 200) * (1000 + 80 * np.sin(x / 20) + 80 * np.cos(y / 35))
 series = dataset.SeriesInstanceUID
 for number in range(count):
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{series}.{number + 1}"
     dataset.InstanceNumber, dataset.ImagePositionPatient = number + 1, [-179.0, -179.0, float(number)]
     dataset.SliceLocation = float(number)
-    dataset.PixelData = generator.integers(0, 2000, 512 * 512, dtype=np.int16).tobytes()
+    dataset.PixelData = (phantom + generator.normal(0, 20, phantom.shape)).clip(0, 4000).astype(np.int16).tobytes()
     dataset.save_as(folder / f"slice-{number:05}.dcm")
 """
 DICOGNITO = """

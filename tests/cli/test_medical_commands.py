@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from conftest import Ran
+from conftest import Ran, left_in
+from secure_media_processor import SymmetricKey, encrypt_file
+from written_paths import written_paths
 
 PATIENT, NUMBER = "Halvorsen-Quist^Rowena", "MRN-7719-RHQ"
 
@@ -35,6 +38,10 @@ def outputs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in left_in(folder)}
+
+
 def test_a_study(study: Path, work: Path, smp: Callable[..., Ran]) -> None:
     ran = smp("medical", "anonymize", study, work / "clean")
     assert ran.code == 0, ran.err
@@ -46,7 +53,7 @@ def test_a_study(study: Path, work: Path, smp: Callable[..., Ran]) -> None:
         assert path.stat().st_mode & 0o777 == 0o600
         data = path.read_bytes()
         assert b"Rowena" not in data
-        assert b"7719" not in data
+        assert b"MRN-7719" not in data  # the digits alone may be in a new UID
         assert "quist" not in str(path)
     again = smp("medical", "anonymize", study, work / "clean")
     assert again.code == 0
@@ -156,3 +163,48 @@ def test_a_key_is_needed(work: Path, smp: Callable[..., Ran]) -> None:
     (work / "in").mkdir()
     assert smp("medical", "anonymize", "in", "out").code == 4
     assert os.listdir(work) == ["in"]  # noqa: PTH208 - names only
+
+
+def test_encrypted_files(
+    *,
+    study: Path,
+    work: Path,
+    home: Path,
+    smp: Callable[..., Ran],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same bytes as of the plain files, and nothing of these anywhere on the disk."""
+    apart = tmp_path_factory.mktemp("apart")
+    assert smp("medical", "anonymize", study, apart / "clean").code == 0
+    (work / "sealed").mkdir()
+    (work / "tmp").mkdir()
+    for path in study.iterdir():
+        assert smp("encrypt", path, "-o", work / "sealed" / f"{path.name}.smp").code == 0
+    shutil.move(study, apart)
+    assert smp("key", "export", next(home.rglob("*.key")).stem, work / "copy.key").code == 0
+    monkeypatch.setenv("TMPDIR", str(work / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with written_paths() as paths:
+        ran = smp("medical", "anonymize", "sealed", "clean")
+    assert (ran.code, ran.out) == (0, b""), ran.err
+    assert contents(work / "clean") == contents(apart / "clean")
+    assert not [path for path in paths if work in path.parents and not path.is_relative_to(work / "clean")]
+    assert left_in(work / "tmp") == set()
+    for folder in (work, home):
+        assert not [path for path in outputs(folder) if b"Rowena" in path.read_bytes() or b"MRN-7719" in path.read_bytes()]
+    assert smp("medical", "anonymize", "sealed", "again", "--key", "copy.key").code == 0
+    assert contents(work / "again") == contents(work / "clean")
+
+
+def test_files_that_are_encrypted_for_others(study: Path, work: Path, smp: Callable[..., Ran]) -> None:
+    theirs = SymmetricKey.generate()
+    theirs.save(work / "theirs.key")
+    encrypt_file(study / "quist-1", study / "sealed", [theirs])
+    (study / "quist-1").unlink()
+    ran = smp("medical", "anonymize", study, work / "clean")
+    assert ran.code == 3
+    assert f"{study}/sealed: unreadable: none of the keys at hand opens this file" in ran.err
+    assert len(outputs(work / "clean")) == 1
+    assert smp("medical", "anonymize", study, work / "other", "--key", "theirs.key").code == 0
+    assert len(outputs(work / "other")) == 2

@@ -104,7 +104,7 @@ class SymmetricKey:
         return derive(self.secret, b"smp.v1 content id", _KEY_SIZE)
 
     def pseudonym_key(self, project: str) -> bytes:
-        """Return the key of 32 bytes under which patients and UIDs get new names in `project`, any text, and for nothing else."""
+        """Return the key of 32 bytes under which patients and UIDs get new names in `project`, any text; for nothing else."""
         return derive(self.secret, b"smp.v1 pseudonyms " + project.encode("utf-8", "surrogateescape"), _KEY_SIZE)
 
     def wrap(self, file_key: bytes, prefix: bytes) -> Stanza:

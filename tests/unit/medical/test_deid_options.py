@@ -189,7 +189,12 @@ def test_ages_over_89(age: str, shown: str) -> None:
         ("seen 12 May 71, MRN 7719", ""),
         ("T1_MPRAGE_SAG_iso", "T1_MPRAGE_SAG_iso"),
         ("rowena@example.org 555-123-4567", ""),
-        ("Dr. Smith", "Dr."),
+        ("Dr. Smith", ""),
+        ("by Dr Stone at Head", "at Head"),
+        ("phone 01 23 45 67 89", ""),
+        ("95y female, TR1234", ""),
+        ("b1000 b1234c567", "b1000"),
+        ("knee\u24c8", "knee"),
         ("Hüfte", ""),
         ("", ""),
     ],
@@ -239,7 +244,7 @@ def test_reports_keep_their_tree_and_harmless_words() -> None:
     dataset.StudyDate = "20040119"
     dataset = clean(dataset, Option.CLEAN_STRUCTURED_CONTENT, Option.SHIFT_DATES)
     [item] = dataset.ContentSequence
-    assert item.TextValue == "No fracture. by"
+    assert item.TextValue == "No fracture."
     assert item.ContentSequence[0].PersonName == DUMMIES["PN"]
     assert item.ContentSequence[1].Date == dataset.StudyDate != "20040119"
 
@@ -282,16 +287,118 @@ def test_safe_private_attributes_stay_with_their_creators_and_no_others() -> Non
     assert 0x00231001 not in left
 
 
-def test_a_safe_private_attribute_that_names_the_patient_goes() -> None:
+SAFE = (0x00431027, "GEMS_PARM_01")  # a scan pitch ratio
+
+
+def with_private(value: bytes | str, vr: str, name: str, charset: str = "ISO_IR 100") -> Dataset:
     dataset = ct()
-    dataset.add_new(0x00190010, "LO", "GEMS_ACQU_01")
-    dataset.add_new(0x0019109C, "LO", "scan of rowena")
-    assert is_safe(0x0019109C, "GEMS_ACQU_01")
-    assert 0x0019109C not in clean(dataset, Option.RETAIN_SAFE_PRIVATE)
-    harmless = ct()
-    harmless.add_new(0x00190010, "LO", "GEMS_ACQU_01")
-    harmless.add_new(0x0019109C, "LO", "efgre3d")
-    assert 0x0019109C in clean(harmless, Option.RETAIN_SAFE_PRIVATE)
+    for tag in [tag for tag in dataset.keys() if int(tag) >> 16 == 0x0043]:  # noqa: SIM118 - no dict
+        del dataset[tag]
+    dataset.SpecificCharacterSet = charset
+    dataset.PatientName = name
+    dataset.PatientBirthDate = "19700517"
+    dataset.add_new(0x00430010, "LO", SAFE[1])
+    dataset[SAFE[0]] = DataElement(SAFE[0], vr, value, already_converted=True)
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("value", "vr", "name", "charset"),
+    [
+        ("scan of rowena", "LO", "Quist^Rowena", "ISO_IR 100"),
+        ("LEE ANN", "LO", "Lee^Ann", "ISO_IR 100"),
+        ("\u738b\u5c0f\u660e", "LO", "\u738b^\u5c0f\u660e", "ISO_IR 192"),
+        ("m\u00fcller", "LO", "M\u00fcller^A", "ISO_IR 100"),
+        ("\u0418\u0432\u0430\u043d\u043e\u0432", "LO", "\u0418\u0432\u0430\u043d\u043e\u0432^A", "ISO_IR 144"),
+        (b"xxSm\0i\0t\0h\0xx".replace(b"S", b"S\0", 1), "OB", "Smith^A", "ISO_IR 100"),
+        (b"xxM\xfcllerxx", "OB", "M\u00fcller^A", "ISO_IR 100"),
+        ("born 19700517", "LO", "A^B", "ISO_IR 100"),
+        (b"x1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322x", "OB", "A^B", "ISO_IR 100"),
+        ("Zachary^Bob", "PN", "A^B", "ISO_IR 100"),
+        ("20040119", "DA", "A^B", "ISO_IR 100"),
+        ("1.2.3", "UI", "A^B", "ISO_IR 100"),
+    ],
+)
+def test_a_safe_private_attribute_that_names_the_patient_goes(value: bytes | str, vr: str, name: str, charset: str) -> None:
+    assert is_safe(*SAFE)
+    assert SAFE[0] not in clean(with_private(value, vr, name, charset), Option.RETAIN_SAFE_PRIVATE)
+    assert SAFE[0] in clean(with_private("efgre3d", "LO", name, charset), Option.RETAIN_SAFE_PRIVATE)
+
+
+BEYOND = (
+    0x00100033,
+    0x00100034,
+    0x00401006,
+    0x00402006,
+    0x0074100C,
+    0x00420010,
+    0x00181003,
+    0x0040E001,
+    0x0040A992,
+    0x00080404,
+)
+
+
+@pytest.mark.parametrize("tag", BEYOND, ids=hex)
+def test_what_the_table_forgot(tag: int) -> None:
+    dataset, vr = ct(), dictionary_VR(tag)
+    dataset[tag] = DataElement(tag, vr, "19700517" if vr in {"DA", "DT"} else "Rowena", already_converted=True)
+    before = str(dataset[tag].value)
+    dataset = clean(dataset)
+    assert tag not in dataset or str(dataset[tag].value) != before
+
+
+def test_a_data_set_that_is_changed_later_changes_no_other() -> None:
+    first, deidentifier = ct(), Deidentifier(KEY)
+    deidentifier.deidentify(first)
+    first.PatientBirthDate, first.PatientIdentityRemoved = "19991231", "NO"
+    first.DeidentificationMethodCodeSequence[0].CodeValue = "0"
+    second = ct()
+    deidentifier.deidentify(second)
+    assert not second.PatientBirthDate
+    assert second.PatientIdentityRemoved == "YES"
+    assert [code.CodeValue for code in second.DeidentificationMethodCodeSequence] == ["113100"]
+
+
+@pytest.mark.parametrize("age", ["95", "Y095", "JohnSm", "John Q Smith"])
+def test_what_is_no_age_is_not_kept(age: str) -> None:
+    dataset = ct()
+    dataset[0x00101010] = DataElement(0x00101010, "AS", age, already_converted=True)
+    assert not clean(dataset, Option.RETAIN_PATIENT_CHARACTERISTICS).get("PatientAge")
+
+
+def test_a_time_that_is_a_date_goes() -> None:
+    dataset = ct()
+    dataset[0x00080030] = DataElement(0x00080030, "TM", "1980.05.17", already_converted=True)
+    assert "1980" not in str(clean(dataset, Option.SHIFT_DATES).StudyTime or "")
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("value", ["", None])
+def test_without_uids_patients_cannot_be_told_apart(keyword: str, value: str | None) -> None:
+    dataset = ct()
+    setattr(dataset, keyword, value)
+    with pytest.raises(ValueError, match="UID"):
+        clean(dataset)
+
+
+def test_codes_without_a_scheme_are_not_public() -> None:
+    dataset, item = ct(), Dataset()
+    item.CodeValue, item.LongCodeValue = "SMITHANNA", "Smith Anna"
+    dataset.ContentSequence = Sequence([item])
+    assert "mith" not in str(clean(dataset).ContentSequence[0]).lower()
+
+
+def test_a_mapping_of_shifted_dates_is_not_mixed_with_one_without() -> None:
+    shifted = Deidentifier(KEY, Profile(frozenset({Option.SHIFT_DATES})))
+    book = Mapping()
+    done = shifted.deidentify(ct())
+    assert done.patient is not None
+    book.add(done.patient, done.uids)
+    shifted.refuse_foreign(book)
+    for other in (Deidentifier(KEY), Deidentifier(bytes(32), Profile(frozenset({Option.SHIFT_DATES})))):
+        with pytest.raises(ConfigError):
+            other.refuse_foreign(book)
 
 
 def test_codes_of_the_method_are_appended_to_those_of_earlier_ones() -> None:

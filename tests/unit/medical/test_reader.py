@@ -287,7 +287,7 @@ def test_encrypted_files_are_read_without_a_copy(work: Path, key: SymmetricKey) 
         encrypt_file(sample(name), f"{name}.smp", [key])
         plain, found = read_instance(sample(name)), read_instance(Path(f"{name}.smp"), identities=[key])
         assert isinstance(plain, Instance)
-        assert found == replace(plain, path=Path(f"{name}.smp"))
+        assert found == replace(plain, path=Path(f"{name}.smp"), encrypted=True)
         whole = read_dataset(Path(f"{name}.smp"), identities=[key])
         assert isinstance(whole, Dataset)
         assert whole.PixelData == dcmread(sample(name)).PixelData

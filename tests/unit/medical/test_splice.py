@@ -16,7 +16,7 @@ from secure_media_processor.medical.deid.profile import Option, Profile
 from secure_media_processor.medical.dicom.reader import Unreadable
 
 KEY = bytes(range(32))
-OPTIONS = [frozenset(), frozenset(set(Option) - {Option.RETAIN_DATES, Option.CLEAN_PIXELS, Option.DEFACE})]
+OPTIONS = [frozenset(), frozenset(set(Option) - {Option.RETAIN_DATES, Option.CLEAN_PIXELS})]
 
 
 def whole(made: _Made, source: Path) -> bytes:
@@ -59,7 +59,7 @@ def image(path: Path) -> Path:
     outer.RequestAttributesSequence = Sequence([inner])
     dataset.SourceImageSequence = Sequence([outer, Dataset()])
     dataset["SourceImageSequence"].is_undefined_length = True
-    dataset.add_new(0x00204000, "UN", b"x" * 70_000)  # the header is longer than what is read first
+    dataset.add_new(0x00281201, "OW", bytes(70_000))  # the header is longer than what is read first
     dataset.save_as(path)
     return path
 

@@ -72,7 +72,7 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
     Profile of DICOM PS3.15 with the options of --profile and of the flags. Pseudonyms, UIDs and moves of dates come from your
     key: the same key and project give the same ones in every run. Run again after an interruption it goes on.
 
-    Files of IN may be encrypted by `smp encrypt` for your key, or one of your keystore: they are decrypted in memory only. What
+    Files of IN may be encrypted by `smp encrypt`, for --key or a key of the keystore: they are decrypted in memory only. What
     is written to OUT is not encrypted.
 
     Images that may show a name in their pixels are quarantined: named, and not written. The exit code is 3 then, as for files
@@ -84,6 +84,7 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
       smp medical anonymize study/ clean/ --profile tcia --mapping mapping.smp
     """
     from secure_media_processor.medical.deid.engine import Deidentifier
+    from secure_media_processor.medical.deid.mapping import Mapping
     from secure_media_processor.medical.deid.profile import Option, Profile
 
     ui = current()
@@ -91,9 +92,13 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
     chosen = Profile.named(profile, given)
     with recorded("medical.anonymize"):
         key = encryption_key(key_file)
+        deidentifier = Deidentifier(key.pseudonym_key(project), chosen)
+        earlier = Mapping()
         if mapping is not None:
             _refuse_inside(mapping, target)
-        deidentifier = Deidentifier(key.pseudonym_key(project), chosen)
+            if mapping.exists():
+                earlier = Mapping.read(mapping, decryption_keys(key_file))
+            deidentifier.refuse_foreign(earlier)
         with ui.counting("de-identifying") as progress:
             report = deidentifier.deidentify_folder(
                 source,
@@ -103,10 +108,7 @@ def anonymize(  # noqa: PLR0917 - click hands them over by name
                 progress=progress,
             )
         if mapping is not None:
-            if mapping.exists():
-                from secure_media_processor.medical.deid.mapping import Mapping
-
-                report.mapping.merge(Mapping.read(mapping, decryption_keys(key_file)))
+            report.mapping.merge(earlier)
             report.mapping.write(mapping, [key])
     _tell(ui, report, chosen)
 

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from secure_media_processor.cli.auditing import recorded
-from secure_media_processor.cli.options import FILE, PATH, force_option, output_options
+from secure_media_processor.cli.chosen_keys import keys_at_hand
+from secure_media_processor.cli.options import FILE, PATH, force_option, key_option, output_options
 from secure_media_processor.cli.schemas import ConvertedFile, FailedFile, MedicalConverted
 from secure_media_processor.cli.ui import Ui, counted, current
 from secure_media_processor.core.files import os_errors
 from secure_media_processor.errors import MissingError, PartialError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from secure_media_processor.core.recipients import Identity
     from secure_media_processor.medical.convert.folders import Conversion, Engine
     from secure_media_processor.medical.convert.segmentation import SegmentKind
 
@@ -49,6 +51,7 @@ _BELONGS_TO = {
 @click.option("--labels", metavar="FILE", type=FILE, help="seg: JSON that says what each value in the mask stands for.")
 @click.option("--segmentation", type=click.Choice(["binary", "labelmap"]), default="binary", help="seg: how it is kept.")
 @force_option
+@key_option
 @output_options
 @click.pass_context
 def convert(
@@ -67,12 +70,16 @@ def convert(
     labels: Path | None,
     segmentation: SegmentKind,
     force: bool,
+    key_file: Path | None,
 ) -> None:
     """Convert DICOM to PNG or NIfTI, and masks to DICOM SEG.
 
     IN is a DICOM file or a folder of such; with --format seg, a mask in NIfTI. OUT is a file for one picture or volume, else a
     folder. Names in it are numbers: names of files often hold those of patients. Files that cannot be converted are listed, and
     the others go on.
+
+    DICOM files may be encrypted by `smp encrypt`: they are decrypted in memory only. dcm2niix cannot read them, so series that
+    have any are made into volumes by the own engine.
 
     \b
     Examples:
@@ -86,8 +93,9 @@ def convert(
     with os_errors(f"read {source}"):
         source.stat()
     with recorded("medical.convert"):
+        keys = keys_at_hand(key_file)
         if kind == "seg":
-            _convert_mask(ui, source, target, images=images, labels=labels, segmentation=segmentation, force=force)
+            _convert_mask(ui, source, target, keys, images=images, labels=labels, segmentation=segmentation, force=force)
             return
         from secure_media_processor.medical.convert import folders
         from secure_media_processor.medical.convert.png import PngOptions
@@ -98,9 +106,13 @@ def convert(
             if kind == "png":
                 options = PngOptions(int(bits), view, frame)
                 cores = len(os.sched_getaffinity(0))
-                done = folders.convert_to_png(source, target, options, overwrite=force, jobs=jobs or cores, progress=progress)
+                done = folders.convert_to_png(
+                    source, target, options, overwrite=force, jobs=jobs or cores, identities=keys, progress=progress
+                )
             else:
-                done = folders.convert_to_nifti(source, target, engine=engine, gzip=gzip, overwrite=force, progress=progress)
+                done = folders.convert_to_nifti(
+                    source, target, engine=engine, gzip=gzip, overwrite=force, identities=keys, progress=progress
+                )
         _report(ui, done, "picture" if kind == "png" else "volume", files)
 
 
@@ -143,7 +155,15 @@ def _in_bytes(progress: Callable[[int], None] | None, files: int, size: int) -> 
 
 
 def _convert_mask(
-    ui: Ui, mask: Path, target: Path, *, images: Path | None, labels: Path | None, segmentation: SegmentKind, force: bool
+    ui: Ui,
+    mask: Path,
+    target: Path,
+    keys: Sequence[Identity],
+    *,
+    images: Path | None,
+    labels: Path | None,
+    segmentation: SegmentKind,
+    force: bool,
 ) -> None:
     if images is None or labels is None:
         raise UsageError(
@@ -152,7 +172,7 @@ def _convert_mask(
     from secure_media_processor.medical.convert.segmentation import read_labels, write_segmentation
 
     segments = read_labels(labels)
-    write_segmentation(mask, target, images, segments, kind=segmentation, overwrite=force)
+    write_segmentation(mask, target, images, segments, kind=segmentation, overwrite=force, identities=keys)
     written = ConvertedFile(str(target), str(mask), 1, None, [])
     ui.result(MedicalConverted([written], []), "")
     ui.say(f"{counted(len(segments), 'segment')} written to {target}")

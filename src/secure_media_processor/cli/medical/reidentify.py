@@ -17,6 +17,7 @@ from secure_media_processor.core.files import write_file
 from secure_media_processor.errors import MissingError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -51,18 +52,18 @@ def reidentify(
         if unknown:
             raise MissingError(f"{unknown[0]} is not in {mapping}", hint="it may be from another run, key or project")
         if patients_csv is not None:
-            write_file(patients_csv, _csv({patient.patient_id: new for new, patient in found.patients.items()}))
+            write_file(patients_csv, _csv((patient.patient_id, new) for new, patient in found.patients.items()))
         if uids_csv is not None:
-            write_file(uids_csv, _csv(found.uids))
+            write_file(uids_csv, _csv(found.uids.items()))
     days = {name: found.patients[name].days if name in found.patients else None for name in names}
     rows = [(name, originals[name], "" if days[name] is None else days[name]) for name in names]
     answers = [Original(name, originals[name], days[name]) for name in names]
     current().result(Reidentified(answers), table(("new", "old", "days moved"), rows) if rows else "")
 
 
-def _csv(pairs: dict[str, str]) -> bytes:
+def _csv(pairs: Iterable[tuple[str, str]]) -> bytes:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("old", "new"))
-    writer.writerows(sorted(pairs.items()))
+    writer.writerows(sorted(pairs))
     return text.getvalue().encode()

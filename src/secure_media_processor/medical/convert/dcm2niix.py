@@ -13,6 +13,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.files import os_errors
 from secure_media_processor.errors import ImageError, MissingExtraError
 from secure_media_processor.medical.convert.sidecar import read_fields
@@ -79,7 +80,7 @@ class Dcm2niix:
         self._stop()
 
     def start(self, files: Iterable[Path]) -> None:
-        """Start it on those of the files that have the mark of DICOM."""
+        """Start it on those of the files that have the mark of DICOM, and are not encrypted."""
         with os_errors("prepare dcm2niix"):
             for folder in (self._home, self._input, self._output):
                 folder.mkdir(mode=0o700)
@@ -151,9 +152,10 @@ class Dcm2niix:
 def _marked(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(_MARK_AT + len(_MARK))[_MARK_AT:] == _MARK
+            begin = file.read(_MARK_AT + len(_MARK))
     except OSError:  # whoever reads the headers reports it
         return False
+    return begin[_MARK_AT:] == _MARK and not begin.startswith(MAGIC)
 
 
 def _clean_header(path: Path) -> None:

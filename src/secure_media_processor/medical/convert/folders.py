@@ -13,7 +13,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -36,6 +36,7 @@ from secure_media_processor.medical.dicom.reader import (
     FolderContents,
     Instance,
     Unreadable,
+    open_dicom,
     read_dataset,
     read_folder,
     read_instance,
@@ -45,6 +46,7 @@ from secure_media_processor.medical.dicom.series import Series, group_into_serie
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from secure_media_processor.core.recipients import Identity
     from secure_media_processor.medical.dicom.series import Stack
 
 Engine: TypeAlias = Literal["auto", "dcm2niix", "own"]
@@ -81,17 +83,26 @@ class Conversion:
 
 
 def convert_to_png(
-    source: Path, target: Path, options: PngOptions, *, overwrite: bool = False, jobs: int = 1, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    options: PngOptions,
+    *,
+    overwrite: bool = False,
+    jobs: int = 1,
+    identities: Sequence[Identity] = (),
+    progress: Progress | None = None,
 ) -> Conversion:
     """Write DICOM images as PNG files.
 
     Args:
-        source: A DICOM file, or a folder.
+        source: A DICOM file, or a folder; files may be encrypted.
         target: For a file with one frame, a name that ends in .png; else a folder, which is made if it is missing. A folder
             becomes ``series-001/0001.png`` and so on, an image of several frames ``series-001/0001-0001.png``.
         options: How.
         overwrite: Whether files that exist are replaced.
         jobs: How many processes work.
+        identities: Keys that open encrypted files, in memory only. With several jobs they must be such that can be pickled, as
+            keys and keystores are.
         progress: See Progress.
 
     Raises:
@@ -99,15 +110,18 @@ def convert_to_png(
     """
     check_options(options)
     if not source.is_dir():
-        return _one_png(source, target, options, overwrite=overwrite)
+        return _one_png(source, target, options, overwrite=overwrite, identities=identities)
     _prepare_folder(source, target)
-    contents = read_folder(source)
+    contents = read_folder(source, identities=identities)
     done = Conversion(failed=list(contents.unreadable))
     tasks: list[_PngTask] = []
     for number, series in enumerate(group_into_series(contents.instances), start=1):
         folder = target / f"series-{number:03d}"
         ordered = list({id(one): one for stack in series.stacks for one in stack.instances}.values())
-        tasks += [_PngTask(one.path, folder / f"{place:04d}", options, overwrite) for place, one in enumerate(ordered, start=1)]
+        tasks += [
+            _PngTask(one.path, folder / f"{place:04d}", options, overwrite, identities)
+            for place, one in enumerate(ordered, start=1)
+        ]
     for folder in {task.stem.parent for task in tasks}:
         make_private_folder(folder)
     for task, result in _work_on(tasks, jobs):
@@ -128,18 +142,21 @@ def convert_to_nifti(
     engine: Engine = "auto",
     gzip: bool = True,
     overwrite: bool = False,
+    identities: Sequence[Identity] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Write DICOM series as NIfTI volumes, each with a JSON file (see sidecar), and .bval and .bvec where there are gradients.
 
     Args:
-        source: A DICOM file, or a folder.
+        source: A DICOM file, or a folder; files may be encrypted.
         target: A folder, which is made if it is missing; or, for what is a single volume, a name that ends in .nii or .nii.gz.
             In a folder the volumes are ``series-001.nii.gz`` and so on; further ones of a series have what dcm2niix appends,
             such as ``series-001_e2.nii.gz``, or a number.
-        engine: See Engine.
+        engine: See Engine. dcm2niix reads from the disk, so it gets no encrypted files: with "auto" a series that has any goes
+            to the own engine, with "dcm2niix" it is refused.
         gzip: Whether volumes in a folder are compressed.
         overwrite: Whether files that exist are replaced.
+        identities: Keys that open encrypted files, in memory only.
         progress: See Progress.
 
     Raises:
@@ -150,9 +167,9 @@ def convert_to_nifti(
     with _private_folder(target.parent if naming.single else target) as private:
         produced: dict[str, list[Produced]] = {}
         if engine == "own" or (engine == "auto" and dcm2niix_path() is None):
-            contents = _contents(source)
+            contents = _contents(source, identities)
         else:
-            contents, produced = _run_dcm2niix(source, private)
+            contents, produced = _run_dcm2niix(source, private, identities)
         done = Conversion(failed=list(contents.unreadable))
         found = group_into_series(contents.instances)
         plans = [_plan_series(series, produced.get(series.series_instance_uid, []), engine) for series in found]
@@ -161,34 +178,55 @@ def convert_to_nifti(
             raise UsageError(f"{source} holds {volumes} volumes", hint="name a folder as output")
         for number, (series, plan) in enumerate(zip(found, plans, strict=True), start=1):
             if not plan:
-                reason = f"no volume can be made of its series ({len(series.instances)} files)"
-                done.failed.append(Unreadable(series.instances[0].path, reason))
+                done.failed.append(_no_volume(series, engine))
             for volume in plan:
-                _write_one(volume, series, naming, number, done)
+                _write_one(volume, series, naming, number, done, identities=identities)
             if progress is not None:
                 progress(len(series.instances))
     return done
 
 
-def _run_dcm2niix(source: Path, private: Path) -> tuple[FolderContents, dict[str, list[Produced]]]:
+def _no_volume(series: Series, engine: Engine) -> Unreadable:
+    """Say why there is no volume of a series."""
+    encrypted = [one.path for one in series.instances if one.encrypted]
+    if engine == "dcm2niix" and encrypted:
+        reason = "it is encrypted, and dcm2niix can read only what lies decrypted on the disk; the own engine can read it"
+        return Unreadable(encrypted[0], f"{reason} (series of {len(series.instances)} files)")
+    return Unreadable(series.instances[0].path, f"no volume can be made of its series ({len(series.instances)} files)")
+
+
+def _run_dcm2niix(
+    source: Path, private: Path, identities: Sequence[Identity]
+) -> tuple[FolderContents, dict[str, list[Produced]]]:
     """Return what is in `source`, and what dcm2niix has made of each series, by its UID."""
     with Dcm2niix(private) as run:
         run.start(_files_below(source))
-        contents = _contents(source)  # while it works
+        contents = _contents(source, identities)  # while it works
         run.leave_out([one.path for one in contents.unreadable])
         produced: dict[str, list[Produced]] = {}
+        # Of a series with encrypted files it has got the others only, which are not the volume.
+        encrypted = {instance.series_instance_uid for instance in contents.instances if instance.encrypted}
         for one in run.finish({instance.series_instance_uid for instance in contents.instances}):
+            if one.series_instance_uid in encrypted:
+                continue
             produced.setdefault(one.series_instance_uid, []).append(one)
     return contents, produced
 
 
-def _contents(source: Path) -> FolderContents:
+def _contents(source: Path, identities: Sequence[Identity]) -> FolderContents:
     if source.is_dir():
-        return read_folder(source)
-    found = read_instance(source)
+        return read_folder(source, identities=identities)
+    _try_keys(source, identities)
+    found = read_instance(source, identities=identities)
     if isinstance(found, Instance):
         return FolderContents((found,), ())
     raise ImageError(f"{source}: {found.reason}")
+
+
+def _try_keys(source: Path, identities: Sequence[Identity]) -> None:
+    """Raise what is wrong with the keys: an error of its own where there is only one file."""
+    with os_errors(f"read {source}"):
+        open_dicom(source, identities).close()
 
 
 def _files_below(source: Path) -> list[Path]:
@@ -234,10 +272,13 @@ class _PngTask:
     """The path of the picture, without .png."""
     options: PngOptions
     overwrite: bool
+    identities: Sequence[Identity] = field(default=(), repr=False)
+    """They go to our own processes through a pipe that nobody else has, never to the disk."""
 
 
-def _one_png(source: Path, target: Path, options: PngOptions, *, overwrite: bool) -> Conversion:
-    dataset = read_dataset(source)
+def _one_png(source: Path, target: Path, options: PngOptions, *, overwrite: bool, identities: Sequence[Identity]) -> Conversion:
+    _try_keys(source, identities)
+    dataset = read_dataset(source, identities=identities)
     if isinstance(dataset, Unreadable):
         raise ImageError(f"{source}: {dataset.reason}")
     single = target.suffix.lower() == ".png" and not target.is_dir()
@@ -262,7 +303,7 @@ def _one_png(source: Path, target: Path, options: PngOptions, *, overwrite: bool
 
 def _png(task: _PngTask) -> list[Path] | SmpError:
     """Convert one file. Errors are returned, so that they come through from another process."""
-    dataset = read_dataset(task.path)
+    dataset = read_dataset(task.path, identities=task.identities)
     if isinstance(dataset, Unreadable):
         return ImageError(dataset.reason)
 
@@ -296,7 +337,7 @@ def _work_on(tasks: Sequence[_PngTask], jobs: int) -> Iterator[tuple[_PngTask, l
 
 
 def _png_apart(task: _PngTask) -> list[Path] | SmpError:
-    again = _PngTask(task.path, task.stem, task.options, overwrite=True)  # its picture may be there from before the crash
+    again = replace(task, overwrite=True)  # its picture may be there from before the crash
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_png, again).result()
@@ -349,7 +390,15 @@ def _plan_series(series: Series, produced: list[Produced], engine: Engine) -> Se
     return [volume for volume in volumes_of(series) if volume[0].rows is not None]
 
 
-def _write_one(volume: Produced | tuple[Stack, ...], series: Series, naming: _Naming, number: int, done: Conversion) -> None:
+def _write_one(
+    volume: Produced | tuple[Stack, ...],
+    series: Series,
+    naming: _Naming,
+    number: int,
+    done: Conversion,
+    *,
+    identities: Sequence[Identity],
+) -> None:
     if isinstance(volume, Produced):
         stem = naming.stem(number, volume.suffix)
         first, files = series.instances[0].path, len(series.instances)
@@ -366,7 +415,7 @@ def _write_one(volume: Produced | tuple[Stack, ...], series: Series, naming: _Na
         if isinstance(volume, Produced):
             _publish(volume, targets, naming)
         else:
-            fields = write_volume(volume, targets[0], gzip=naming.gzip, overwrite=naming.overwrite)
+            fields = write_volume(volume, targets[0], gzip=naming.gzip, overwrite=naming.overwrite, identities=identities)
             write_file(targets[1], sidecar_bytes(fields), overwrite=naming.overwrite)
     except SliceError as error:
         done.failed.append(Unreadable(error.path, f"{error}; the volume of {files} files to which it belongs is not written"))

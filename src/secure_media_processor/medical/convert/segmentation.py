@@ -27,11 +27,13 @@ from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset
 from secure_media_processor.medical.dicom.series import group_into_series
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
     from pydicom import Dataset
 
+    from secure_media_processor.core.recipients import Identity
     from secure_media_processor.medical.dicom.series import Stack
 
 SegmentKind: TypeAlias = Literal["binary", "labelmap"]
@@ -130,6 +132,7 @@ def write_segmentation(
     *,
     kind: SegmentKind = "binary",
     overwrite: bool = False,
+    identities: Sequence[Identity] = (),
 ) -> None:
     """Write a mask as a DICOM Segmentation.
 
@@ -141,6 +144,7 @@ def write_segmentation(
         segments: What the values stand for.
         kind: See SegmentKind.
         overwrite: Whether a file that exists is replaced.
+        identities: Keys that open images in `source` that are encrypted; the mask may not be.
 
     Raises:
         ImageError: the mask cannot be read, does not lie on a volume of `source`, or on more than one; or the images lack what
@@ -149,11 +153,11 @@ def write_segmentation(
     """
     refuse_same_file(mask, target)
     image, shape = _open_mask(mask)
-    stack, axes = _matching_stack(np.asarray(image.affine, dtype=np.float64), shape, source, mask)
+    stack, axes = _matching_stack(np.asarray(image.affine, dtype=np.float64), shape, source, mask, identities)
     with foreign_data(f"{mask} is damaged"):
         stored = np.asanyarray(image.dataobj)
     labels = _labels(_in_order_of(stored.reshape(shape), axes), segments, mask, kind)
-    images, ordered = _images(stack, labels)
+    images, ordered = _images(stack, labels, identities)
     with foreign_data("the images lack what a segmentation takes over from them"):
         made = _segmentation(images, ordered, segments, kind)
     with atomic_write(target, overwrite=overwrite) as file, foreign_data("the segmentation cannot be written"):
@@ -184,13 +188,18 @@ class _Axes:
     """Whether it runs the other way."""
 
 
-def _matching_stack(affine: NDArray[np.float64], shape: tuple[int, int, int], source: Path, mask: Path) -> tuple[Stack, _Axes]:
+def _matching_stack(
+    affine: NDArray[np.float64], shape: tuple[int, int, int], source: Path, mask: Path, identities: Sequence[Identity]
+) -> tuple[Stack, _Axes]:
     """Return the one stack below `source` on whose grid the mask lies."""
-    contents = read_folder(source)
+    contents = read_folder(source, identities=identities)
     stacks = [stack for series in group_into_series(contents.instances) for stack in series.stacks if stack.rows]
     found = [(stack, axes) for stack in stacks if (axes := _axes(affine, shape, stack)) is not None]
     if not found:
         reason = f"none of the {len(stacks)} volumes in {source} has the grid of {mask}"
+        if contents.unreadable:
+            bad = contents.unreadable
+            reason += f"; of the files there {len(bad)} cannot be read, the first is {bad[0].path}: {bad[0].reason}"
         raise ImageError(reason, hint="resample the mask onto the grid of the images; this is not done without being asked for")
     if len(found) > 1:
         raise ImageError(f"{len(found)} volumes in {source} have the grid of {mask}", hint="name the folder of one series")
@@ -239,7 +248,9 @@ def _labels(values: NDArray[np.generic], segments: tuple[Segment, ...], mask: Pa
     return values.astype(np.uint16)
 
 
-def _images(stack: Stack, labels: NDArray[np.uint16]) -> tuple[list[Dataset], NDArray[np.uint16]]:
+def _images(
+    stack: Stack, labels: NDArray[np.uint16], identities: Sequence[Identity]
+) -> tuple[list[Dataset], NDArray[np.uint16]]:
     """Return the headers of the images, and the mask with a slice for each of their frames, in their order."""
     if len(stack.instances) == 1 and stack.instances[0].number_of_frames > 1:
         if len(stack.slices) != stack.instances[0].number_of_frames:
@@ -249,7 +260,7 @@ def _images(stack: Stack, labels: NDArray[np.uint16]) -> tuple[list[Dataset], ND
         raise ImageError("the images lie in several multi-frame objects, which is not supported")
     images = []
     for instance in stack.instances:
-        dataset = read_dataset(instance.path)
+        dataset = read_dataset(instance.path, identities=identities)
         if isinstance(dataset, Unreadable):
             raise ImageError(f"{instance.path}: {dataset.reason}")
         if not dataset.get("FrameOfReferenceUID"):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from pydicom import Dataset
 
+    from secure_media_processor.core.recipients import Identity
     from secure_media_processor.medical.dicom.reader import Instance
     from secure_media_processor.medical.dicom.series import Series, Slice, Stack
 
@@ -92,7 +93,13 @@ def _nature(stack: Stack) -> tuple[object, ...]:
 
 
 def write_volume(
-    volume: Sequence[Stack], target: Path, *, gzip: bool, overwrite: bool, progress: Callable[[int], None] | None = None
+    volume: Sequence[Stack],
+    target: Path,
+    *,
+    gzip: bool,
+    overwrite: bool,
+    identities: Sequence[Identity] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, object]:
     """Write a volume as a NIfTI-1 file: qform and sform codes 1 (scanner), spacing in mm, time in s where it is known.
 
@@ -104,6 +111,7 @@ def write_volume(
         target: The file.
         gzip: Whether it is compressed.
         overwrite: Whether a file that exists is replaced.
+        identities: Keys that open slices that are encrypted.
         progress: Called with the number of slices that were written since the last call.
 
     Returns:
@@ -117,7 +125,7 @@ def write_volume(
     problems = [problem.text for stack in volume for problem in stack.problems]
     if problems or first.affine is None:
         raise ImageError(f"no regular volume: {'; '.join(dict.fromkeys(problems)) or 'its geometry is not known'}")
-    headers = {id(one): _read(one.path, _SCALE_KEYWORDS) for stack in volume for one in stack.instances}
+    headers = {id(one): _read(one.path, identities, _SCALE_KEYWORDS) for stack in volume for one in stack.instances}
     with foreign_data("its header cannot be parsed"):
         scalings = [_scaling(one, headers[id(one.instance)]) for stack in volume for one in stack.slices]
         fields = fields_of(headers[id(first.slices[0].instance)])
@@ -125,7 +133,7 @@ def write_volume(
     repetition = fields.get("RepetitionTime", 0.0)
     header = _header(volume, plan, float(cast("float", repetition)))
     with atomic_write(target, overwrite=overwrite) as file:
-        chunks = _file(header, volume, plan, progress)
+        chunks = _file(header, volume, plan, identities, progress)
         if gzip:
             write_gzip(chunks, file)
         else:
@@ -134,8 +142,8 @@ def write_volume(
     return fields
 
 
-def _read(path: Path, tags: Sequence[str] | None = None) -> Dataset:
-    found = read_dataset(path, tags=tags)
+def _read(path: Path, identities: Sequence[Identity], tags: Sequence[str] | None = None) -> Dataset:
+    found = read_dataset(path, tags=tags, identities=identities)
     if isinstance(found, Unreadable):
         raise SliceError(path, found.reason)
     return found
@@ -219,12 +227,16 @@ def _header(volume: Sequence[Stack], plan: _Plan, repetition: float) -> bytes:
 
 
 def _file(
-    header: bytes, volume: Sequence[Stack], plan: _Plan, progress: Callable[[int], None] | None
+    header: bytes,
+    volume: Sequence[Stack],
+    plan: _Plan,
+    identities: Sequence[Identity],
+    progress: Callable[[int], None] | None,
 ) -> Iterator[bytes | memoryview]:
     """Yield the file in pieces."""
     yield header
     for stack in volume:
-        frames = _Frames(stack)
+        frames = _Frames(stack, identities)
         for one in stack.slices:
             try:
                 pixels = frames.take(one, plan)
@@ -240,8 +252,9 @@ def _file(
 class _Frames:
     """The slices of a stack as arrays; what is in one object is decoded in one go."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, identities: Sequence[Identity]) -> None:
         self._stack = stack
+        self._identities = identities
         self._decoded: dict[int, dict[int, NDArray[np.generic]]] = {}
 
     def take(self, one: Slice, plan: _Plan) -> NDArray[np.generic]:
@@ -256,7 +269,7 @@ class _Frames:
 
     def _decode(self, instance: Instance, plan: _Plan) -> dict[int, NDArray[np.generic]]:
         wanted = {one.frame.index for one in self._stack.slices if one.instance is instance}
-        dataset = _read(instance.path)
+        dataset = _read(instance.path, self._identities)
         form = pixel_form(dataset)
         if not form.monochrome or (form.rows, form.columns) != (self._stack.rows, self._stack.columns):
             raise ImageError("its pixels are not those of the volume")

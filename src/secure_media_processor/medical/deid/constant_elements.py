@@ -1,4 +1,7 @@
-"""Elements that are the same in every file that is de-identified, made once and encoded once."""
+"""Elements that are the same in every file that is de-identified, made once and encoded once.
+
+They stand in data sets that are written and thrown away, never in one that is handed out: pydicom changes elements in place.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,11 @@ def encoded(identity: int, *, implicit: bool) -> bytes:
 @cache
 def blank(tag: int, vr: str, action: Action) -> DataElement:
     """Return the constant element that stands for any value that is emptied, or else replaced."""
+    return constant(new_blank(tag, vr, action))
+
+
+def new_blank(tag: int, vr: str, action: Action) -> DataElement:
+    """As blank; an element that whoever gets it may change."""
     if action is Action.EMPTY:
-        return constant(DataElement(tag, vr, Sequence() if vr == "SQ" else None))
-    return constant(DataElement(tag, vr, DUMMIES.get(vr, b"\0\0")))
+        return DataElement(tag, vr, Sequence() if vr == "SQ" else None)
+    return DataElement(tag, vr, DUMMIES.get(vr, b"\0\0"))

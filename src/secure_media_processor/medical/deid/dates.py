@@ -14,7 +14,7 @@ _LEAST_DAYS = 31
 _DATE = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})(.*)", re.DOTALL)
 _TIME = re.compile(r"(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?")
 _OLDEST = 89
-_AGE = re.compile(r"(\d{3})Y")
+_AGE = re.compile(r"(\d{3})([DWMY])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,18 @@ class DateShift:
         return f"{moved:%Y%m%d}{time}" if moved.year >= 1000 and _TIME.fullmatch(time) else None  # noqa: PLR2004 - four digits
 
 
-def capped_age(text: str) -> str:
-    """Return an AS value (PS3.5 section 6.2) with ages over 89 years as 090Y: so old, few people are left (45 CFR 164.514)."""
-    found = _AGE.fullmatch(text.strip(" \0"))
-    return "090Y" if found and int(found[1]) > _OLDEST else text
+def is_time(text: str) -> bool:
+    """Return whether `text` is a TM value (PS3.5 section 6.2), with colons as old files have them, or empty."""
+    return _TIME.fullmatch(text.strip(" \0").replace(":", "")) is not None
+
+
+def capped_age(text: str) -> str | None:
+    """Return an AS value (PS3.5 section 6.2), None if it is none, with ages over 89 years as 090Y.
+
+    So old, few people are left (45 CFR 164.514). Empty stays empty.
+    """
+    text = text.strip(" \0")
+    found = _AGE.fullmatch(text)
+    if found is None:
+        return None if text else ""
+    return "090Y" if found[2] == "Y" and int(found[1]) > _OLDEST else text

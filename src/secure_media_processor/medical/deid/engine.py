@@ -27,13 +27,20 @@ from pydicom.valuerep import PersonName
 
 from secure_media_processor import __version__
 from secure_media_processor.core.files import atomic_write, make_private_folder, open_source, os_errors, read_full
-from secure_media_processor.errors import CredentialsError, ExistsError, FileAccessError, IntegrityError, MissingError, UsageError
-from secure_media_processor.medical.deid.cleaner import Cleaner, RefusedError
+from secure_media_processor.errors import (
+    CredentialsError,
+    ExistsError,
+    FileAccessError,
+    IntegrityError,
+    MissingError,
+    UsageError,
+)
+from secure_media_processor.medical.deid.cleaner import Cleaner, RefusedError, texts_of
 from secure_media_processor.medical.deid.constant_elements import constant
 from secure_media_processor.medical.deid.dates import DateShift
-from secure_media_processor.medical.deid.mapping import Mapping, Patient
+from secure_media_processor.medical.deid.mapping import Mapping, Patient, made_otherwise
 from secure_media_processor.medical.deid.pixels import burned_in_suspicion
-from secure_media_processor.medical.deid.profile import RETAINING, Option, Profile, Rules
+from secure_media_processor.medical.deid.profile import METHODS, RETAINING, Option, Profile, Rules
 from secure_media_processor.medical.deid.splice import read_spliced
 from secure_media_processor.medical.deid.table import EDITION, Action
 from secure_media_processor.medical.deid.uids import Pseudonyms
@@ -148,21 +155,33 @@ class Deidentifier:
         Raises:
             ValueError: SOPClassUID, StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing or has several values.
         """
+        return self._deidentify(dataset, shares_constants=False)
+
+    def _deidentify(self, dataset: Dataset, *, shares_constants: bool) -> Deidentified:
         with silent_pydicom():
-            patient_id, issuer = _text(dataset, _PATIENT_ID), _text(dataset, _ISSUER)
+            _refuse_without_uids(dataset, re.compile(".+", re.DOTALL))
+            patient_id, issuer = ("\\".join(texts_of(dataset, tag)) for tag in (_PATIENT_ID, _ISSUER))
             # Patients without a number must not become one: the study is as near to a patient as such files come.
             pseudonym = self._pseudonyms.patient(patient_id or _text(dataset, _STUDY), issuer)
             shift = DateShift.of(self._key, pseudonym) if Option.SHIFT_DATES in self._profile.options else None
             patient = Patient(patient_id, issuer, _text(dataset, _PATIENT_NAME), pseudonym, shift.days if shift else None)
-            cleaner = Cleaner(self._rules, self._pseudonyms, shift)
+            cleaner = Cleaner(self._rules, self._pseudonyms, shift, shares_constants=shares_constants)
             cleaner.clean(dataset)
-            if any(not _UID.fullmatch(_text(dataset, tag)) for tag in (_CLASS, _STUDY, _SERIES, _INSTANCE)):
-                raise ValueError("class, study, series and instance need one UID each")
+            _refuse_without_uids(dataset, _UID)
             for tag in (_PATIENT_NAME, _PATIENT_ID):
                 dataset[tag] = DataElement(tag, dictionary_VR(tag), pseudonym)
-            _state_method(dataset, self._profile)
+            _state_method(dataset, self._profile, shares_constants=shares_constants)
             _rebuild_meta(dataset)
         return Deidentified(cleaner.actions, cleaner.uids, patient)
+
+    def refuse_foreign(self, mapping: Mapping) -> None:
+        """Raise ConfigError if `mapping` was made with another key, or with dates that were treated in another way."""
+        uid = next(iter(mapping.uids.items()), None)
+        moves = Option.SHIFT_DATES in self._profile.options
+        if (uid and self._pseudonyms.instance_uid(uid[0]) != uid[1]) or any(
+            (patient.days is not None) != moves for patient in mapping.patients.values()
+        ):
+            raise made_otherwise()
 
     def deidentify_file(
         self, source: Path, folder: Path, *, identities: SequenceOf[Identity] = ()
@@ -181,7 +200,8 @@ class Deidentifier:
         made = self._make_quickly(source) or self._make(source, identities)
         if not isinstance(made, _Made):
             return FileResult(made)
-        return FileResult(_write(source, folder / made.name, made, identities), made.done)
+        outcome = _write(source, folder / made.name, made, identities)
+        return FileResult(outcome, made.done) if isinstance(outcome, Written) else FileResult(outcome)
 
     @property
     def _cleans_pixels(self) -> bool:
@@ -195,16 +215,17 @@ class Deidentifier:
                 suspicion = burned_in_suspicion(spliced.dataset, spliced.tail.value_size if spliced.tail else None)
                 if suspicion:
                     return None if self._cleans_pixels else Quarantined(source, suspicion)
-                done = self.deidentify(spliced.dataset)
+                done = self._deidentify(spliced.dataset, shares_constants=True)
                 header = spliced.write()
                 if said:
                     return None
         except Exception:  # noqa: BLE001 - what it is, and in which words to tell, is found by reading the file as a whole
             return None
-        done.actions[Action.REMOVE.value] += spliced.removed
+        if spliced.removed:
+            done.actions[Action.REMOVE.value] += spliced.removed
         return _Made(_name(spliced.dataset), header, spliced.tail, done)
 
-    def _make(self, source: Path, identities: SequenceOf[Identity]) -> _Made | Quarantined | Unreadable:
+    def _make(self, source: Path, identities: SequenceOf[Identity] = ()) -> _Made | Quarantined | Unreadable:
         """De-identify any file, an encrypted one too."""
         read = read_header(source, identities)
         if isinstance(read, Unreadable):
@@ -247,8 +268,8 @@ class Deidentifier:
             source: Folder, or one file.
             target: Made if need be, mode 0700.
             processes: How many to work with.
-            identities: Keys that open encrypted files (SMP1) in `source`. These are decrypted in memory only; what is written is
-                not encrypted. With several processes they must be such that can be pickled, as keys and keystores are.
+            identities: Keys that open encrypted files (SMP1) in `source`, in memory only; what is written is not encrypted.
+                With several processes they must be such that can be pickled, as keys and keystores are.
             progress: Called with the number of files done and the number of all.
 
         Raises:
@@ -276,6 +297,7 @@ class Deidentifier:
             yield from (self._file(path, target, identities) for path in paths)
             return
         from concurrent.futures import ProcessPoolExecutor  # noqa: PLC0415 - only where it is worth it
+        from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
         from multiprocessing import get_context  # noqa: PLC0415
 
         # Forking is quicker, and not safe for a process that has threads.
@@ -284,8 +306,11 @@ class Deidentifier:
         given = (self._key, self._profile, target, identities)
         with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker, initargs=given) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-            for results in pool.map(_work, batches):
-                yield from results
+            for batch, future in [(batch, pool.submit(_work, batch)) for batch in batches]:
+                try:
+                    yield from future.result()
+                except BrokenProcessPool:  # one was killed; which file was at fault nobody knows
+                    yield from (FileResult(Unwritten(path, "the process that worked on it died")) for path in batch)
 
     def _report(self, results: Iterable[FileResult]) -> DeidReport:
         actions: Counter[str] = Counter()
@@ -322,9 +347,7 @@ def _work(paths: list[Path]) -> list[FileResult]:
     return [deidentifier._file(path, target, identities) for path in paths]  # noqa: SLF001 - ours
 
 
-def _without_text(
-    source: Path, suspicion: str, identities: SequenceOf[Identity]
-) -> Dataset | Quarantined | Unreadable:
+def _without_text(source: Path, suspicion: str, identities: SequenceOf[Identity]) -> Dataset | Quarantined | Unreadable:
     """Read the file `source` and paint over the text in its pixels."""
     from secure_media_processor.medical.deid.burned_in import PixelsNotCleanError, clean_pixels  # noqa: PLC0415 - rarely needed
 
@@ -394,41 +417,43 @@ def _text(dataset: Dataset, tag: int) -> str:
     return str(value).strip() if isinstance(value, str | PersonName) else ""
 
 
-def _state_method(dataset: Dataset, profile: Profile) -> None:
+def _refuse_without_uids(dataset: Dataset, form: re.Pattern[str]) -> None:
+    if any(not form.fullmatch(_text(dataset, tag)) for tag in (_CLASS, _STUDY, _SERIES, _INSTANCE)):
+        raise ValueError("class, study, series and instance need one UID each")
+
+
+def _state_method(dataset: Dataset, profile: Profile, *, shares_constants: bool) -> None:
     """Say in the data set that, and how, it was de-identified (PS3.15 section E.1.1, step 7)."""
-    for element in _statement(profile):
-        dataset[element.tag] = element
-    # What an earlier method retained is gone now, unless this one retains it, too.
-    stated = dataset.get("DeidentificationMethodCodeSequence") or ()
-    earlier = [item for item in stated if item.get("CodeValue") not in RETAINING]
-    if earlier:
-        known = {item.get("CodeValue") for item in earlier}
-        codes = [code for code in _codes(profile).value if code.CodeValue not in known]
-        dataset.DeidentificationMethodCodeSequence = Sequence([*earlier, *codes])
+    stated = [item.get("CodeValue") for item in dataset.get("DeidentificationMethodCodeSequence") or ()]
+    codes = dict(profile.codes)
+    # What an earlier method cleaned is still clean. What it retained is gone now, unless this one retains it, too.
+    earlier = {code: METHODS[code] for code in stated if code in METHODS and code not in RETAINING}
+    if shares_constants and earlier.keys() <= codes.keys():
+        elements = _constant_statement(profile)
     else:
-        dataset[_codes(profile).tag] = _codes(profile)
+        elements = _statement(profile, earlier | codes)
+    for element in elements:
+        dataset[element.tag] = element
 
 
 @cache
-def _statement(profile: Profile) -> list[DataElement]:
+def _constant_statement(profile: Profile) -> list[DataElement]:
+    return [constant(element) for element in _statement(profile, dict(profile.codes))]
+
+
+def _statement(profile: Profile, codes: dict[str, str]) -> list[DataElement]:
     dates = {Option.RETAIN_DATES: "UNMODIFIED", Option.SHIFT_DATES: "MODIFIED"}
     said = [word for option, word in dates.items() if option in profile.options]
-    dataset = Dataset()
-    dataset.PatientIdentityRemoved = "YES"
-    dataset.DeidentificationMethod = f"smp {__version__}, {EDITION}"[:64]
-    dataset.LongitudinalTemporalInformationModified = said[0] if said else "REMOVED"
-    return [constant(element) for element in dataset]
-
-
-@cache
-def _codes(profile: Profile) -> DataElement:
-    codes, dataset = [], Dataset()
-    for value, meaning in profile.codes:
+    items, dataset = [], Dataset()
+    for value, meaning in sorted(codes.items()):
         code = Dataset()
         code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
-        codes.append(code)
-    dataset.DeidentificationMethodCodeSequence = Sequence(codes)
-    return constant(dataset["DeidentificationMethodCodeSequence"])
+        items.append(code)
+    dataset.PatientIdentityRemoved = "YES"
+    dataset.DeidentificationMethod = f"smp {__version__}, {EDITION}"[:64]
+    dataset.DeidentificationMethodCodeSequence = Sequence(items)
+    dataset.LongitudinalTemporalInformationModified = said[0] if said else "REMOVED"
+    return list(dataset)
 
 
 def _rebuild_meta(dataset: Dataset) -> None:

@@ -58,11 +58,11 @@ class Mapping:
         """
         for pseudonym, patient in other.patients.items():
             mine = self.patients.setdefault(pseudonym, patient)
-            if None not in (mine.days, patient.days) and mine.days != patient.days:
-                raise _made_otherwise()
+            if mine.days != patient.days:
+                raise made_otherwise()
         for old, new in other.uids.items():
             if self.uids.setdefault(old, new) != new:
-                raise _made_otherwise()
+                raise made_otherwise()
 
     def original_of(self) -> dict[str, str]:
         """Return new → old, of UIDs and of pseudonyms of patients."""
@@ -101,7 +101,8 @@ class Mapping:
         return cls({patient.pseudonym: patient for patient in patients}, uids)
 
 
-def _made_otherwise() -> ConfigError:
+def made_otherwise() -> ConfigError:
+    """Return the error for two mappings that do not fit together."""
     return ConfigError(
         "the mapping that is there was made with another key, project or profile", hint="name another file for --mapping"
     )

@@ -33,7 +33,6 @@ class Option(Enum):
     CLEAN_STRUCTURED_CONTENT = "clean-structured-content"
     CLEAN_GRAPHICS = "clean-graphics"
     CLEAN_PIXELS = "clean-pixels"
-    DEFACE = "deface"
 
     @property
     def code(self) -> tuple[str, str]:
@@ -48,7 +47,6 @@ class Option(Enum):
 
 _CODES = {
     Option.CLEAN_PIXELS: ("113101", "Clean Pixel Data Option"),
-    Option.DEFACE: ("113102", "Clean Recognizable Visual Features Option"),
     Option.CLEAN_GRAPHICS: ("113103", "Clean Graphics Option"),
     Option.CLEAN_STRUCTURED_CONTENT: ("113104", "Clean Structured Content Option"),
     Option.CLEAN_DESCRIPTORS: ("113105", "Clean Descriptors Option"),
@@ -60,6 +58,8 @@ _CODES = {
     Option.RETAIN_SAFE_PRIVATE: ("113111", "Retain Safe Private Option"),
     Option.RETAIN_INSTITUTION: ("113112", "Retain Institution Identity Option"),
 }
+METHODS = dict([BASIC_PROFILE, *_CODES.values()])
+"""Code → meaning."""
 RETAINING = {code for option, (code, _) in _CODES.items() if option.value.startswith(("retain-", "shift-"))}
 """Codes of the options that keep something."""
 _COLUMNS = {
@@ -139,7 +139,15 @@ _KIND_UID_KEYWORDS = (
 )  # fmt: skip
 _KIND_UID_TAGS = {tag_for_keyword(keyword) for keyword in _KIND_UID_KEYWORDS}
 # Identities that edition 2026c of the table does not name: text of reports outside their tree, and encrypted originals.
-_BEYOND_TABLE = {0x0040A160: Action.DUMMY, 0x04000500: Action.REMOVE, 0x04000520: Action.REMOVE}
+# And those that it names in newer attributes only: order numbers, addresses, dates in other calendars, numbers of devices.
+_BEYOND_TABLE = {
+    0x0040A160: Action.DUMMY, 0x04000500: Action.REMOVE, 0x04000520: Action.REMOVE, 0x00100033: Action.EMPTY,
+    0x00100034: Action.EMPTY, 0x00401006: Action.EMPTY, 0x00401007: Action.EMPTY, 0x00402006: Action.EMPTY,
+    0x00402007: Action.EMPTY, 0x0074100C: Action.DUMMY, 0x00700081: Action.EMPTY, 0x00181003: Action.REMOVE,
+    0x00181803: Action.REMOVE, 0x21000160: Action.REMOVE, 0x0018991A: Action.EMPTY,
+}  # fmt: skip
+# Free text that is about patients, procedures, documents and assessments.
+_FREE_TEXT, _FREE_TEXT_GROUPS = {"ST", "LT", "UT"}, {0x0010, 0x0040, 0x0042, 0x0074, 0x0082}
 _TEMPORAL = {"DA", "DT", "TM"}
 # Group 0002 is rebuilt, 0000 belongs to the network, and FFFE to delimiters, which are no elements.
 _FOREIGN_GROUPS = {0x0000, 0x0002, 0xFFFE}
@@ -214,8 +222,10 @@ class Rules:
             return Action.REMOVE, Action.REMOVE  # an element that no dictionary knows: nobody can say what is in it
         if vr == "UI" and (tag in _KIND_UID_TAGS or Option.RETAIN_UIDS in self.profile.options):
             return None, Action.REPLACE_UID
-        if vr in ("DA", "DT") and Option.SHIFT_DATES in self.profile.options:
-            return Action.CLEAN, Action.EMPTY
+        if vr in _TEMPORAL and Option.RETAIN_DATES not in self.profile.options:
+            return (Action.CLEAN if Option.SHIFT_DATES in self.profile.options else Action.EMPTY), Action.EMPTY
+        if vr in _FREE_TEXT and tag >> 16 in _FREE_TEXT_GROUPS:
+            return (Action.CLEAN if Option.CLEAN_DESCRIPTORS in self.profile.options else Action.DUMMY), Action.DUMMY
         return _ALWAYS.get(vr), _ALWAYS.get(vr, Action.EMPTY)
 
 

@@ -220,7 +220,7 @@ class _Scan:
     def dataset(self) -> Dataset:
         """Return the elements that have to be looked at."""
         dataset = Dataset({**self._elements})
-        encodings: list[str] = [default_encoding]
+        encodings: str | list[str] = default_encoding
         names = self._elements.get(BaseTag(_CHARACTER_SET))
         if names is not None and isinstance(names.value, bytes):
             encodings = convert_encodings(names.value.decode("ascii", "replace").rstrip("\0 ").split("\\"))
@@ -234,6 +234,8 @@ class _Scan:
     def _sort_out(self, tag: int, vr: str | None, start: int, size: int, after: int) -> bool:
         """Return whether an element stays as it is; take it into the data set if it must be looked at."""
         rule, value = self._rules.rule(tag), self._data[start:after]
+        if vr == "UN" and rule.vr:
+            raise NotPlainError  # pydicom may find out what it is when it looks at it
         is_sequence = rule.vr == "SQ" or vr == "SQ"
         may_stay = rule.action is None and not is_sequence and size != _UNDEFINED and tag not in _STATEMENT
         stays = may_stay and is_sound(vr, value, rule)

@@ -195,7 +195,9 @@ class Comparison:
             or tag & 0xFFFF == 0  # group lengths are retired
             or (group & 0xFF00) in GRAPHIC_GROUPS  # without their data the rest describes nothing
             or group in {0x0000, 0x0002}
-            or tag in tags.FREE_TO_CHANGE_TAGS | tags.TEXT_VALUE_TAGS
+            or tag in tags.FREE_TO_CHANGE_TAGS | tags.TEXT_VALUE_TAGS | tags.LIKE_LISTED_TAGS
+            or (_vr_of(one) in tags.MAY_GO_VRS and not self.rules.has("retain-dates"))
+            or (_vr_of(one) in tags.FREE_TEXT_VRS and group in tags.FREE_TEXT_GROUPS)
             or not tags.is_known(tag)
             or _vr_of(one) in {"PN", "UR"}
             or not is_sound(one)
@@ -228,6 +230,8 @@ class Comparison:
         if tag in tags.FREE_TO_CHANGE_TAGS | tags.CODE_FRAME_TAGS:
             return False
         if vr in {"PN", "UR"}:
+            return True
+        if tag in tags.LIKE_LISTED_TAGS:
             return True
         if tag in tags.TEXT_VALUE_TAGS:
             return not self.rules.has("clean-structured-content", "clean-descriptors")

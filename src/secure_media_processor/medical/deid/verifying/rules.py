@@ -72,6 +72,16 @@ TEXT_VALUE_TAGS = _tags("TextValue")
 FREE_TO_CHANGE_TAGS = STATEMENT_TAGS | _tags("EncryptedAttributesSequence", "EncryptedContent", "SpecificCharacterSet")
 # File meta information (PS3.10 section 7.1) that names no machine and holds nothing private.
 META_TAGS = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
+# Attributes beyond the table that identify as those in it do: order numbers, addresses, dates of other calendars, devices.
+LIKE_LISTED_TAGS = frozenset(
+    {
+        0x00100033, 0x00100034, 0x00401006, 0x00401007, 0x00402006, 0x00402007, 0x0074100C, 0x00700081, 0x00181003, 0x00181803,
+        0x21000160, 0x0018991A,
+    }
+)  # fmt: skip
+# Dates, and free text about patients, procedures, documents and assessments, may go wherever they are.
+MAY_GO_VRS = frozenset({"DA", "DT", "TM"})
+FREE_TEXT_VRS, FREE_TEXT_GROUPS = frozenset({"ST", "LT", "UT"}), frozenset({0x0010, 0x0040, 0x0042, 0x0074, 0x0082})
 ADDRESS_TAGS = _tags(
     "PatientAddress", "PatientTelephoneNumbers", "InstitutionAddress", "ReferringPhysicianAddress",
     "ReferringPhysicianTelephoneNumbers", "CountryOfResidence", "RegionOfResidence", "PersonAddress", "PersonTelephoneNumbers",
