@@ -210,7 +210,7 @@ def test_a_word_that_names_somebody_goes_even_if_it_is_a_usual_one() -> None:
 @given(st.text(max_size=80))
 def test_cleaning_is_settled_after_one_time(text: str) -> None:
     once = clean_text(text, frozenset())
-    assert set(words_of(once)) <= set(words_of(text))
+    assert all(word in text.lower() for word in once.lower().split())
     assert clean_text(once, frozenset()) == once
 
 
