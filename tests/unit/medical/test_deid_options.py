@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from datetime import date, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydicom.sequence import Sequence
 from secure_media_processor.cli.medical.anonymize import OPTIONS, PROFILES
 from secure_media_processor.core.keys import SymmetricKey
 from secure_media_processor.errors import ConfigError, IntegrityError, UsageError
+from secure_media_processor.medical.deid import engine
 from secure_media_processor.medical.deid.dates import DateShift, capped_age
 from secure_media_processor.medical.deid.engine import Deidentifier
 from secure_media_processor.medical.deid.mapping import Mapping
@@ -482,3 +484,25 @@ def test_every_row_of_the_table_has_an_action() -> None:
     rules = Rules(Profile())
     for tag, row in read_table().by_tag.items():
         assert rules.rule(tag).action in {row.basic, Action.REMOVE}
+
+
+def test_a_process_that_dies_takes_no_report_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(40):
+        dataset = ct()
+        dataset.SOPInstanceUID = f"1.2.3.{number}"
+        dataset.save_as(source / f"{number:02}")
+    usual = Deidentifier._file
+
+    def dying(self: Deidentifier, path: Path, *rest: object) -> engine.FileResult:
+        if path.name == "35":
+            os._exit(9)
+        return usual(self, path, *rest)
+
+    monkeypatch.setattr(Deidentifier, "_file", dying)
+    monkeypatch.setattr(engine.threading, "active_count", lambda: 1)  # so that the processes have this function
+    report = Deidentifier(KEY).deidentify_folder(source, tmp_path / "out", processes=2)
+    assert len(report.written) + len(report.unwritten) == 40
+    assert source / "35" in {bad.path for bad in report.unwritten}
+    assert len(report.mapping.patients) <= 1
