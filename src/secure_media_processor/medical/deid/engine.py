@@ -62,6 +62,7 @@ _CLASS, _STUDY, _SERIES, _INSTANCE = 0x00080016, 0x0020000D, 0x0020000E, 0x00080
 _PATIENT_NAME, _PATIENT_ID, _ISSUER = 0x00100010, 0x00100020, 0x00100021
 # A UID as it may stand in a path (PS3.5 section 9.1).
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_ANYTHING = re.compile(".+", re.DOTALL)
 _COPY_BLOCK = 1 << 20
 # Files that one process takes at a time: enough that handing them over costs nothing, few enough to keep all busy at the end.
 _BATCH = 16
@@ -159,7 +160,7 @@ class Deidentifier:
 
     def _deidentify(self, dataset: Dataset, *, shares_constants: bool) -> Deidentified:
         with silent_pydicom():
-            _refuse_without_uids(dataset, re.compile(".+", re.DOTALL))
+            _refuse_without_uids(dataset, _ANYTHING)
             patient_id, issuer = ("\\".join(texts_of(dataset, tag)) for tag in (_PATIENT_ID, _ISSUER))
             # Patients without a number must not become one: the study is as near to a patient as such files come.
             pseudonym = self._pseudonyms.patient(patient_id or _text(dataset, _STUDY), issuer)
