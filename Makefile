@@ -11,7 +11,9 @@ export RUSTUP_HOME := $(CURDIR)/$(VENV)/rustup
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dicom,medical,ocr,s3,gdrive,dropbox,azure,sftp,keyring,net,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dicom,medical,ml,ocr,s3,gdrive,dropbox,azure,sftp,keyring,net,dev]'
+	@# Only the data in these two are used: the programs that they come with, and what those need, are left out.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps deepbet pydeface
 	touch $@
 
 demo: $(READY)
