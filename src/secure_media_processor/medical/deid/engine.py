@@ -38,6 +38,7 @@ from secure_media_processor.errors import (
 from secure_media_processor.medical.deid.cleaner import Cleaner, RefusedError, texts_of
 from secure_media_processor.medical.deid.constant_elements import constant
 from secure_media_processor.medical.deid.dates import DateShift
+from secure_media_processor.medical.deid.defacing.risk import Risk, face_risk
 from secure_media_processor.medical.deid.mapping import Mapping, Patient, made_otherwise
 from secure_media_processor.medical.deid.pixels import burned_in_suspicion
 from secure_media_processor.medical.deid.profile import METHODS, RETAINING, Option, Profile, Rules
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
     from secure_media_processor.core.recipients import Identity
+    from secure_media_processor.medical.deid.defacing.heads import Heads
 
 # Our own, made once from 128 random bits (PS3.5 section B.2).
 _IMPLEMENTATION_CLASS_UID = "2.25.220872983959295534076675154734310370995"
@@ -147,11 +149,13 @@ class Deidentifier:
         self._pseudonyms = Pseudonyms(key)
         self._profile = profile or Profile()
         self._rules = Rules(self._profile)
+        self._heads: Heads | None = None
 
     def deidentify(self, dataset: Dataset) -> Deidentified:
         """De-identify `dataset` in place, file meta information and preamble included.
 
-        The caller has made sure that its pixels show no identity (deid.pixels). If it raises, the data set is half done.
+        The caller has made sure that its pixels show no identity (deid.pixels, deid.defacing). If it raises, the
+        data set is half done.
 
         Raises:
             ValueError: SOPClassUID, StudyInstanceUID, SeriesInstanceUID or SOPInstanceUID is missing or has several values.
@@ -194,8 +198,16 @@ class Deidentifier:
 
         Raises:
             NoSpaceError: the disk is full.
+            MissingExtraError: faces are to be removed, and the template of a head is not installed.
         """
+        self._look_for_heads([source], identities)
         return self._file(source, folder, identities).outcome
+
+    def _look_for_heads(self, paths: SequenceOf[Path], identities: SequenceOf[Identity]) -> None:
+        if Option.DEFACE in self._profile.options:
+            from secure_media_processor.medical.deid.defacing.heads import find_heads  # noqa: PLC0415 - heavy, and rarely needed
+
+            self._heads = find_heads(paths, identities=identities)
 
     def _file(self, source: Path, folder: Path, identities: SequenceOf[Identity]) -> FileResult:
         made = self._make_quickly(source) or self._make(source, identities)
@@ -216,6 +228,8 @@ class Deidentifier:
                 suspicion = burned_in_suspicion(spliced.dataset, spliced.tail.value_size if spliced.tail else None)
                 if suspicion:
                     return None if self._cleans_pixels else Quarantined(source, suspicion)
+                if self._heads is not None and face_risk(spliced.dataset) is not Risk.NONE:
+                    return None
                 done = self._deidentify(spliced.dataset, shares_constants=True)
                 header = spliced.write()
                 if said:
@@ -242,6 +256,11 @@ class Deidentifier:
                     if not isinstance(cleaned, Dataset):
                         return cleaned
                     dataset, tail = cleaned, None
+                if self._heads is not None and face_risk(dataset) is not Risk.NONE:
+                    faceless = _without_face(source, dataset if tail is None else None, self._heads, identities)
+                    if not isinstance(faceless, Dataset):
+                        return faceless
+                    dataset, tail = faceless, None
                 done = self.deidentify(dataset)
                 header = BytesIO()
                 dcmwrite(header, dataset, enforce_file_format=True)
@@ -285,6 +304,7 @@ class Deidentifier:
         found = list(walk_files(source)) if source.is_dir() or not source.exists() else [(source, "")]
         results = [FileResult(Unreadable(path, problem)) for path, problem in found if problem]
         paths = [path for path, problem in found if not problem]
+        self._look_for_heads(paths, identities)
         for result in self._results(paths, target, processes, identities):
             results.append(result)
             if progress is not None:
@@ -304,7 +324,7 @@ class Deidentifier:
         # Forking is quicker, and not safe for a process that has threads.
         context = get_context("fork" if threading.active_count() == 1 else "spawn")
         # Keys are inherited, or go to our own new process through a pipe that nobody else has; in neither case to the disk.
-        given = (self._key, self._profile, target, identities)
+        given = (self._key, self._profile, self._heads, target, identities)
         with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker, initargs=given) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
             for batch, future in [(batch, pool.submit(_work, batch)) for batch in batches]:
@@ -336,9 +356,11 @@ class Deidentifier:
 _worker: tuple[Deidentifier, Path, SequenceOf[Identity]] | None = None
 
 
-def _begin_worker(key: bytes, profile: Profile, target: Path, identities: SequenceOf[Identity]) -> None:
+def _begin_worker(key: bytes, profile: Profile, heads: Heads | None, target: Path, identities: SequenceOf[Identity]) -> None:
     global _worker  # noqa: PLW0603 - the one thing that a process of a pool has
-    _worker = (Deidentifier(key, profile), target, identities)
+    deidentifier = Deidentifier(key, profile)
+    deidentifier._heads = heads  # noqa: SLF001 - ours
+    _worker = (deidentifier, target, identities)
 
 
 def _work(paths: list[Path]) -> list[FileResult]:
@@ -362,6 +384,24 @@ def _without_text(source: Path, suspicion: str, identities: SequenceOf[Identity]
     except PixelsNotCleanError as error:
         return Quarantined(source, f"{suspicion}, and {error}")
     return dataset
+
+
+def _without_face(
+    source: Path, dataset: Dataset | None, heads: Heads, identities: SequenceOf[Identity]
+) -> Dataset | Quarantined | Unreadable:
+    """Paint over the face in `dataset`, or, if its pixels were left in the file `source`, in what is read from there."""
+    from secure_media_processor.medical.deid.defacing.cover import FaceLeftError, cover_face  # noqa: PLC0415 - rarely needed
+
+    whole = dataset or read_dataset(source, identities=identities)
+    if isinstance(whole, Unreadable):
+        return whole
+    if face_risk(whole) is Risk.UNKNOWN:
+        return Quarantined(source, "a face may be seen in it, and nobody can say where")
+    try:
+        cover_face(whole, heads)
+    except FaceLeftError as error:
+        return Quarantined(source, str(error))
+    return whole
 
 
 def _write(source: Path, target: Path, made: _Made, identities: SequenceOf[Identity]) -> Written | Unreadable | Unwritten:

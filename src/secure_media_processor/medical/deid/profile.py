@@ -33,6 +33,7 @@ class Option(Enum):
     CLEAN_STRUCTURED_CONTENT = "clean-structured-content"
     CLEAN_GRAPHICS = "clean-graphics"
     CLEAN_PIXELS = "clean-pixels"
+    DEFACE = "deface"
 
     @property
     def code(self) -> tuple[str, str]:
@@ -47,6 +48,7 @@ class Option(Enum):
 
 _CODES = {
     Option.CLEAN_PIXELS: ("113101", "Clean Pixel Data Option"),
+    Option.DEFACE: ("113102", "Clean Recognizable Visual Features Option"),
     Option.CLEAN_GRAPHICS: ("113103", "Clean Graphics Option"),
     Option.CLEAN_STRUCTURED_CONTENT: ("113104", "Clean Structured Content Option"),
     Option.CLEAN_DESCRIPTORS: ("113105", "Clean Descriptors Option"),

@@ -34,6 +34,7 @@ from secure_media_processor.medical.dicom.pixel_tail import PIXEL_TAGS, PixelTai
 from secure_media_processor.medical.dicom.scan import LONG_VRS, scan_meta
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from secure_media_processor.medical.deid.profile import Rules
@@ -107,11 +108,22 @@ class Spliced:
             element = self.dataset.get_item(tag)
             if is_constant(element):
                 file.write(encoded(id(element), implicit=implicit))
+            elif element.VR == "UI" and type(element) is DataElement:
+                file.write(_uid_element(number, element.value, implicit=implicit))
             else:
                 write_data_element(file, element, encodings)
         for _, rest in kept[at:]:
             file.write(rest)
         return bytes(file.getvalue())
+
+
+def _uid_element(tag: int, value: str | Iterable[str] | None, *, implicit: bool) -> bytes:
+    """Return an element of UIDs as it is written. Those that were replaced are most of what a series has to have written."""
+    data = "\\".join([value] if isinstance(value, str) else value or ()).encode("ascii")
+    data += bytes(len(data) % 2)
+    if implicit:
+        return _IMPLICIT_LEAD.pack(tag >> 16, tag & 0xFFFF, len(data)) + data
+    return _LEAD.pack(tag >> 16, tag & 0xFFFF, b"UI", len(data)) + data
 
 
 def _meta(meta: FileMetaDataset) -> bytes:
@@ -198,8 +210,13 @@ class _Scan:
             NotPlainError: see read_spliced.
         """
         data, end, previous, keeps_private = self._data, len(self._data), -1, self._keeps_private
+        implicit = self._implicit
         while position != end:
-            tag, vr, start, size = self._lead(position)
+            group, element, kind, size = _LEAD.unpack_from(data, position)
+            tag, start = group << 16 | element, position + 8
+            vr = None if implicit else _SHORT_VRS.get(kind)
+            if vr is None:  # most elements are not such
+                tag, vr, start, size = self._lead(position)
             if tag <= previous:
                 raise NotPlainError
             if tag in PIXEL_TAGS:
