@@ -16,6 +16,7 @@ from secure_media_processor.medical.convert.decoding import decoded_frames, fore
 from secure_media_processor.medical.convert.grayscale import grayscale_of
 from secure_media_processor.medical.deid.defacing.registration import VOXEL, find_head, shrunken, shrunken_affine
 from secure_media_processor.medical.deid.defacing.risk import VOLUMES, Risk, face_risk
+from secure_media_processor.medical.deid.defacing.template import read_template
 from secure_media_processor.medical.dicom.reader import Instance, Unreadable, read_dataset, read_instance
 from secure_media_processor.medical.dicom.series import group_into_series
 from secure_media_processor.medical.dicom.silence import silent_pydicom
@@ -67,6 +68,7 @@ def find_heads(paths: Iterable[Path], *, identities: Sequence[Identity] = ()) ->
     Raises:
         MissingExtraError, IntegrityError: the template is not there, see read_template.
     """
+    read_template()  # without it nothing is to be begun
     spaces: dict[Space, list[Instance]] = {}
     for path in paths:
         found = read_instance(path, identities=identities)

@@ -132,7 +132,8 @@ def shrunken(array: NDArray[np.float32], factors: Sequence[int]) -> NDArray[np.f
     counts = [size // factor for size, factor in zip(array.shape, factors, strict=True)]
     kept = array[tuple(slice(count * factor) for count, factor in zip(counts, factors, strict=True))]
     blocks = kept.reshape([n for pair in zip(counts, factors, strict=True) for n in pair])
-    return blocks.mean(axis=tuple(range(1, 2 * array.ndim, 2)), dtype=np.float32)
+    means: NDArray[np.float32] = blocks.mean(axis=tuple(range(1, 2 * array.ndim, 2)), dtype=np.float32)
+    return means
 
 
 def shrunken_affine(affine: NDArray[np.float64], factors: Sequence[int]) -> NDArray[np.float64]:
