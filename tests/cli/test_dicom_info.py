@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_json(study: Path, smp: Callable[..., Ran]) -> None:
 
 
 def test_unreadable_files_are_named_and_the_rest_is_shown(study: Path, smp: Callable[..., Ran]) -> None:
-    (study / "notes.txt").write_text("Rowena Halvorsen, MRN-4711-X")
+    (study / "notes").write_text("Rowena Halvorsen, MRN-4711-X")
     raw = (study / "deep" / "00").read_bytes()
     (study / "cut").write_bytes(raw[:-20_000])
     (study / "loop").symlink_to(study)
@@ -114,12 +115,34 @@ def test_unreadable_files_are_named_and_the_rest_is_shown(study: Path, smp: Call
     assert ran.err.splitlines() == [
         f"smp: warning: {study}/cut: it ends too early, or holds what cannot be parsed",
         f"smp: warning: {study}/loop: it is a link to a folder",
-        f"smp: warning: {study}/notes.txt: it is not a DICOM file",
+        f"smp: warning: {study}/notes: it is not a DICOM file",
         "smp: error: 3 of 15 files could not be read [SMP-PARTIAL]",
         "smp: hint: see the warnings above",
     ]
     ran = smp("medical", "dicom-info", study, "--json")
     assert (ran.code, len(json.loads(ran.out)["unreadable"])) == (3, 3)
+
+
+def test_what_lies_beside_the_images_is_counted(study: Path, smp: Callable[..., Ran]) -> None:
+    plain = smp("medical", "dicom-info", study)
+    for name in ("README", "Readme.TXT", "autorun.inf", ".DS_Store", "Thumbs.db", "viewer.exe"):
+        (study / name).write_bytes(b"hello")
+    shutil.copy(sample("DICOMDIR"), study / "deep" / "INDEX")
+    ran = smp("medical", "dicom-info", study)
+    assert (ran.code, ran.out) == (0, plain.out)
+    listed = ", ".join(f"{study}/{name}" for name in (".DS_Store", "README", "Readme.TXT", "Thumbs.db", "autorun.inf"))
+    assert ran.err == f"smp: 7 files beside the images: {listed} and 2 more\n"
+    shown = json.loads(smp("medical", "dicom-info", study, "--json").out)
+    assert (len(shown["side_files"]), shown["unreadable"]) == (7, [])
+
+
+@pytest.mark.parametrize("name", ["scan.txt", "README", "x.dcm", "IM0001"])
+def test_an_image_that_cannot_be_read_is_no_side_file(study: Path, smp: Callable[..., Ran], name: str) -> None:
+    """What has the mark of DICOM is judged by that, whatever it is called; what has not, by its name."""
+    raw = (study / "deep" / "00").read_bytes()
+    (study / name).write_bytes(raw[:-20_000] if name in {"scan.txt", "README"} else raw[200:])
+    ran = smp("medical", "dicom-info", study)
+    assert (ran.code, f"{study}/{name}: " in ran.err) == (3, True)
 
 
 def test_two_patients_are_a_warning(study: Path, smp: Callable[..., Ran]) -> None:

@@ -57,7 +57,8 @@ PROFILES = [Profile.named(name) for name in PRESETS] + [Profile(frozenset({optio
 def test_every_option_keeps_what_it_says_and_no_more(work: Path, profile: Profile) -> None:
     write_canaries(work / "in")
     report = Deidentifier(KEY, profile).deidentify_folder(work / "in", work / "out")
-    assert len(report.written) >= 2 * len(SYNTAXES)
+    # Without a head in them, slices in which there could be a face are held back; test_defacing.py has some with a head.
+    assert len(report.written) >= (1 if Option.DEFACE in profile.options else 2 * len(SYNTAXES))
     found = verify_deidentified(work / "in", work / "out", options=[option.value for option in profile.options])
     assert [(file.output.name, file.violations) for file in found.files if file.violations] == []
     assert dict(found.lost) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import highdicom
@@ -13,16 +14,18 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 
-from conftest import left_in
+from conftest import Ran, left_in
 from secure_media_processor import Deidentifier, Keystore, SymmetricKey, encrypt_file
 from secure_media_processor.core.container import MAGIC
 from secure_media_processor.errors import ImageError, KeyMissingError, WrongKeyError
 from secure_media_processor.medical.convert import dcm2niix, folders
-from secure_media_processor.medical.convert.folders import convert_to_nifti, convert_to_png
+from secure_media_processor.medical.convert.folders import convert_to_png
+from secure_media_processor.medical.convert.nifti import convert_to_nifti
 from secure_media_processor.medical.convert.png import PngOptions
 from secure_media_processor.medical.convert.segmentation import read_labels, write_segmentation
 from secure_media_processor.medical.deid import burned_in
 from secure_media_processor.medical.deid.profile import Option, Profile
+from secure_media_processor.medical.deid.verify import Kind, verify_deidentified
 from secure_media_processor.medical.dicom.reader import Instance, read_instance
 from unit.medical.synthetic import CANARY, image, save, series
 from unit.medical.test_segmentation import LABELS
@@ -161,6 +164,47 @@ def test_what_begins_as_an_encrypted_file_is_never_taken_as_a_plain_one(work: Pa
     assert Deidentifier(KEY)._make_quickly(path) is None
     report = Deidentifier(KEY).deidentify_folder("in", "clean")
     assert [one.reason for one in report.unreadable] == ["it is encrypted, and there is no key to read it with"]
+
+
+# --- verification ------------------------------------------------------------------------------------------------------
+
+
+def test_encrypted_originals_are_compared(
+    work: Path, plain: Path, key: SymmetricKey, key_file: Path, smp: Callable[..., Ran]
+) -> None:
+    series(plain / "in")
+    (plain / "in" / "notes").write_text("hello")
+    sealed = seal(plain / "in", work / "sealed", key)
+    Deidentifier(KEY).deidentify_folder(plain / "in", work / "clean")
+    worse = next(path for path in sorted(Path("clean").rglob("*.dcm")))
+    dataset = dcmread(worse)
+    dataset.PatientComments = CANARY + "11"  # as in the original
+    dataset.save_as(worse)
+    with written_paths() as paths:
+        expected = verify_deidentified(plain / "in", "clean")
+        report = verify_deidentified(sealed, seal(Path("clean"), work / "sealed-clean", key), identities=[key])
+        ran = smp("medical", "verify-anonymized", sealed, "clean", "--key", key_file)
+    assert (report.pairs, report.elements, report.violations) == (expected.pairs, expected.elements, expected.violations)
+    assert (report.pairs, Kind.RESIDUE in report.violations) == (6, True)
+    assert [one.reason for one in report.unreadable] == ["it is not a DICOM file"]
+    assert ran.code == 6
+    assert CANARY not in ran.text + ran.err
+    assert all(path.parent == work / "sealed-clean" or "sealed-clean" in path.parts for path in paths)
+
+
+def test_originals_for_other_keys_are_not_compared(work: Path, key: SymmetricKey, plain: Path, smp: Callable[..., Ran]) -> None:
+    series(plain / "in", slices=1)
+    sealed = seal(plain / "in", work / "sealed", key)
+    Deidentifier(KEY).deidentify_folder(plain / "in", work / "clean")
+    reasons = {
+        one.reason
+        for keys in ([], [SymmetricKey.generate()])
+        for one in verify_deidentified(sealed, "clean", identities=keys).unreadable
+    }
+    assert len(reasons) == 2
+    assert "it is encrypted, and there is no key to read it with" in reasons
+    ran = smp("medical", "verify-anonymized", sealed, "clean")
+    assert (ran.code, "there is no key to read it with" in ran.err) == (6, True)  # an output without an original
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------------

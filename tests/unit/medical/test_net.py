@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import ssl
 import threading
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ import trustme
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
 from pydicom.uid import generate_uid
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
 
 from conftest import Ran, left_in
+from secure_media_processor import SymmetricKey, encrypt_file
 from secure_media_processor.cli.local_s3 import free_port
 from secure_media_processor.errors import IntegrityError, MissingError, TransientError, UsageError
 from secure_media_processor.medical.dicom.net import model, multipart, transfer
@@ -35,6 +39,7 @@ from secure_media_processor.medical.dicom.net.dimse import DimseServer
 from secure_media_processor.medical.dicom.net.incoming import Incoming
 from secure_media_processor.medical.dicom.net.model import Limits, Query, RemoteInstance, RemoteStudy
 from secure_media_processor.medical.dicom.net.multipart import only_part, parameters
+from written_paths import written_paths
 
 NAME = "CANARYNAME^LIAR"
 STUDY, SERIES, UID = "1.2.3.77", "1.2.3.77.1", "1.2.3.77.1.1"
@@ -235,8 +240,10 @@ def test_what_nobody_asked_for_is_not_taken(work: Path) -> None:
 
 
 @contextmanager
-def dimse(sent: list[Dataset], context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve one study with one instance, and send `sent` when that is asked for."""
+def dimse(
+    sent: list[Dataset], context: ssl.SSLContext | None = None, further: dict[Any, Callable[[Any], Any]] | None = None
+) -> Iterator[str]:
+    """Serve one study with one instance, and send `sent` when that is asked for; `further` handlers are by their events."""
 
     def find(event: Any) -> Iterator[tuple[int, Dataset]]:
         answer = Dataset()
@@ -252,11 +259,12 @@ def dimse(sent: list[Dataset], context: ssl.SSLContext | None = None) -> Iterato
     entity = AE("LIAR")
     entity.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
     entity.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+    entity.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
     entity.add_supported_context(Verification)
     for one in AllStoragePresentationContexts:
         entity.add_supported_context(one.abstract_syntax, scu_role=True, scp_role=True)
     port = free_port()
-    handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_GET, get)]
+    handlers = [(evt.EVT_C_FIND, find), (evt.EVT_C_GET, get), *(further or {}).items()]
     server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=context)
     try:
         yield f"dicom{'s' if context else ''}://LIAR@localhost:{port}"
@@ -359,9 +367,42 @@ def test_tls_is_checked(smp: Callable[..., Ran], caplog: pytest.LogCaptureFixtur
         assert (ran.code, "is not trusted" in ran.err) == (4, True), ran.err
 
 
+@pytest.mark.parametrize("shows_certificate", [True, False])
+def test_objects_come_over_tls_by_c_move(
+    smp: Callable[..., Ran], caplog: pytest.LogCaptureFixture, work: Path, quick: None, shows_certificate: bool
+) -> None:
+    """Both connections are encrypted; whoever connects to us must be of the authority that --ca names."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path("ca.pem")
+    ours = authority.issue_cert("localhost")
+    ours.private_key_and_cert_chain_pem.write_to_path("we.pem")
+    Path("we.pem").chmod(0o600)
+    serving, calling = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(serving)
+    authority.configure_trust(calling)
+    if shows_certificate:
+        authority.issue_cert("archive.example").configure_cert(calling)
+    port = free_port()
+
+    def move(_event: Any) -> Iterator[Any]:
+        yield "127.0.0.1", port, {"tls_args": (calling, "localhost"), "contexts": [build_context(CT)]}
+        yield 1
+        yield 0xFF00, an_object()
+
+    with dimse([], serving, {evt.EVT_C_MOVE: move}) as address:
+        options = ["--listen", f"127.0.0.1:{port}", "--ca", "ca.pem", "--certificate", "we.pem"]
+        ran = fetched(smp, caplog, address, "out", *options)
+    assert (ran.code == 0) == shows_certificate, ran.err
+    assert left_in(work / "out") == ({f"{STUDY}/{SERIES}/{UID}.dcm"} if shows_certificate else set())
+
+
 @contextmanager
-def web(answer: Callable[[str], tuple[int, dict[str, str], bytes]], context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """Serve DICOMweb: one study with one instance; `answer` tells what is given for the instance."""
+def web(
+    answer: Callable[[str], tuple[int, dict[str, str], bytes]],
+    context: ssl.SSLContext | None = None,
+    posted: list[bytes] | None = None,
+) -> Iterator[str]:
+    """Serve DICOMweb: one study with one instance; `answer` tells what is given for it; `posted` gets what is sent."""
 
     def listed(**values: str) -> bytes:
         tags = {"study": "0020000D", "series": "0020000E", "uid": "00080018", "cls": "00080016", "mod": "00080060"}
@@ -382,6 +423,23 @@ def web(answer: Callable[[str], tuple[int, dict[str, str], bytes]], context: ssl
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            size = int(self.headers["Content-Length"])
+            data = self.rfile.read(size)
+            if len(data) < size:  # who sends has broken off
+                self.close_connection = True
+                return
+            assert posted is not None
+            posted.append(data.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0])
+            stored = pydicom.dcmread(BytesIO(posted[-1])).SOPInstanceUID
+            reference = {"00081155": {"vr": "UI", "Value": [stored]}}
+            body = json.dumps({"00081199": {"vr": "SQ", "Value": [reference]}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/dicom+json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
@@ -484,3 +542,50 @@ def test_credentials_that_are_none(smp: Callable[..., Ran], work: Path, text: st
 def test_generated_uids_are_uids() -> None:
     assert model.checked_uid(generate_uid())
     assert model.checked_uid(CT)
+
+
+# ------------------------------------------------------------------------------------------------------- encrypted files
+
+
+@pytest.fixture
+def sealed(work: Path, key: SymmetricKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encrypted object, and another one whose pixels are damaged."""
+    (work / "sealed").mkdir()
+    plain = tmp_path_factory.mktemp("plain") / "object"
+    for name, uid in (("one", UID), ("two", f"{UID}.2")):
+        plain.write_bytes(encoded(an_object(SOPInstanceUID=uid)))
+        encrypt_file(plain, f"sealed/{name}.smp", [key])
+    damaged = bytearray(Path("sealed/two.smp").read_bytes())
+    damaged[25_000] ^= 1
+    Path("sealed/two.smp").write_bytes(damaged)
+    return work / "sealed"
+
+
+def sent_encrypted(smp: Callable[..., Ran], sealed: Path, key_file: Path, *way: str) -> None:
+    """Send what is in `sealed`, with and without the key, and see that one of two comes through, and nothing is written."""
+    with written_paths() as paths:
+        ran = smp("medical", "send", *way, sealed, "--key", key_file, "-v")
+        assert (ran.code, "1 file sent" in ran.err) == (3, True), ran.err
+        assert "not sent: " in ran.err
+        assert NAME not in ran.err
+        assert smp("medical", "send", *way, sealed).code != 0
+    assert all("secure-media-processor" in path.parts for path in paths if path != Path(os.devnull))  # the audit log
+
+
+def test_encrypted_files_are_sent_by_dimse(smp: Callable[..., Ran], sealed: Path, key_file: Path) -> None:
+    stored: list[Dataset] = []
+
+    def store(event: Any) -> int:
+        stored.append(event.dataset)
+        return 0x0000
+
+    with dimse([], None, {evt.EVT_C_STORE: store}) as address:
+        sent_encrypted(smp, sealed, key_file, address)
+    assert [(one.SOPInstanceUID, one.PixelData) for one in stored] == [(UID, an_object().PixelData)]
+
+
+def test_encrypted_files_are_sent_by_dicomweb(smp: Callable[..., Ran], sealed: Path, key_file: Path) -> None:
+    posted: list[bytes] = []
+    with web(lambda _: (404, {}, b""), None, posted) as address:
+        sent_encrypted(smp, sealed, key_file, address)
+    assert posted == [encoded(an_object())]

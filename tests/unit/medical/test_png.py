@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zlib
+from base64 import b64decode
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 from PIL import Image
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
-from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import HTJ2K, MPEG2MPML, UID, HTJ2KLossless, HTJ2KLosslessRPCL, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from secure_media_processor.errors import ImageError, SmpError, UsageError
 from secure_media_processor.medical.convert import decoding, folders
@@ -25,6 +27,21 @@ from unit.medical.synthetic import CANARY, image, save, series
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 RAMP = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+# STRIPES by ojph_compress 0.9.0 (OpenJPH), without a loss (-reversible true) and with (-qstep 0.001), -num_decomps 2.
+STRIPES = (np.add.outer(np.arange(24) * 37, np.arange(32) * 53) % 4096).astype(np.uint16)
+STRIPES_LOSSLESS = b64decode(
+    "/0//UQApQAAAAAAgAAAAGAAAAAAAAAAAAAAAIAAAABgAAAAAAAAAAAABCwEB/1AACAACAAAAB/9SAAwAAgABAAIEBEAB/1wACiBweHh4cHB4/2QA"
+    "FgABT3BlbkpQSCBWZXIgMC45LjAu/5AACgAAAAAAwgAB/5PAAXqA/z/tV/7SVx7uYN/5yg1u/2gPnrPCwK895AP+1pducovHP/y8Z/3h75duN8vX"
+    "GvQ2y/CAXp+5or+0fXFxb3UgB3EBAsRcDVlxkAqqIQAxvwDAAKyAAWkAbDabzWbninpxAncApCQSiUQikf76CEB79iEB7LoAwAFqQAF0ACiKoiiK"
+    "oiiKovn+Cnp6enpwgnsASARBEARBEARBEARB/v9xgEIHv2EIHv2EIHv2EIHsswH/2Q=="
+)
+STRIPES_LOSSY = b64decode(
+    "/0//UQApQAAAAAAgAAAAGAAAAAAAAAAAAAAAIAAAABgAAAAAAAAAAAABCwEB/1AACAACAAAAJP9SAAwAAgABAAIEBEAA/1wAESJv5mA1YDVgeFga"
+    "WBpnv/9kABYAAU9wZW5KUEggVmVyIDAuOS4wLv+QAAoAAAAAAOcAAf+TwAL1AHMf9A1f6R8bV63xpCQHf3/0d+900PJYc3iBw9Wmogxj8xl/71uL"
+    "+HypDY5zse78zUKM4Nx57mkzk4+c3mBJ6EDXAQLEXA1ZcZAKqiEAMb8AwAWvABboEJ7H8wA+j+cBfB7P+1klfyV+EK8LegAqSZIW4AK4AAtwARbg"
+    "AizAHQhAp0whApu+teo9AMALoIAXSmSGCM4QwRkiOEMEZ4jgDNF5/JX8lfyV/JX8lf4ri3ABAgDCwWE4DIfhMByGw3AY/n/uAkp0ySnTJKdMkpu+"
+    "teteteo1Af/Z"
+)
 
 
 def shown(dataset: Dataset, **options: object) -> np.ndarray:
@@ -236,6 +253,26 @@ def test_chunks_and_text(work: Path) -> None:
 def test_what_is_refused(change: dict[str, object], reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         shown(image(RAMP, **change))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "stream", "off"),
+    [(HTJ2KLossless, STRIPES_LOSSLESS, 0), (HTJ2KLosslessRPCL, STRIPES_LOSSLESS, 0), (HTJ2K, STRIPES_LOSSY, 8)],
+)
+def test_high_throughput_jpeg_2000(work: Path, syntax: UID, stream: bytes, off: int) -> None:
+    """What another program has encoded (PS3.5 section 10.18) is decoded to the same values, or nearly where it lost some."""
+    dataset = image(STRIPES, BitsStored=12, HighBit=11)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].is_undefined_length = True
+    save(dataset, "image.dcm")
+    read = read_dataset(Path("image.dcm"))
+    assert isinstance(read, Dataset)
+    (pixels,) = decoding.decoded_frames(read, decoding.pixel_form(read))
+    assert np.abs(pixels.astype(int) - STRIPES).max() <= off
+    dataset.PixelData = encapsulate([stream[: len(stream) // 2]])
+    with pytest.raises(ImageError):
+        list(decoding.decoded_frames(dataset, decoding.pixel_form(dataset)))
 
 
 def test_syntaxes_that_nothing_here_decodes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from secure_media_processor.medical.dicom import elements, reader
 from secure_media_processor.medical.dicom.reader import Instance, Unreadable, read_dataset, read_instance
 from secure_media_processor.medical.dicom.scan import CutError, UnscannableError, scan_header
 from secure_media_processor.medical.dicom.series import group_into_series
+from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what the tests themselves write
 
@@ -321,3 +323,17 @@ def test_the_series_of_a_real_study() -> None:
     assert {s.series_instance_uid: len(s.instances) for s in series} == expected
     assert {s.modality for s in series} == {"MR"}
     assert len(expected) > 3
+
+
+def test_what_pydicom_says_is_heard_in_every_block_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
+    logger, level = logging.getLogger("pydicom"), logging.getLogger("pydicom").level
+    mode = pydicom.config.settings.reading_validation_mode
+    with silent_pydicom() as outer:
+        logger.warning("first")
+        with pytest.raises(KeyError), silent_pydicom() as inner:
+            logger.warning("second")
+            raise KeyError
+        logger.warning("third")
+    assert (outer, inner) == (["first", "second", "third"], ["second"])
+    assert (logger.level, logger.filters, pydicom.config.settings.reading_validation_mode) == (level, [], mode)
+    assert not caplog.records

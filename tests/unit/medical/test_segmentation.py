@@ -13,7 +13,7 @@ import pytest
 from pydicom import dcmread
 
 from secure_media_processor.errors import ExistsError, ImageError, UsageError
-from secure_media_processor.medical.convert.folders import convert_to_nifti
+from secure_media_processor.medical.convert.nifti import convert_to_nifti
 from secure_media_processor.medical.convert.segmentation import read_labels, write_segmentation
 from unit.medical.synthetic import series
 

@@ -11,7 +11,6 @@ import click
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.chosen_keys import keys_at_hand
 from secure_media_processor.cli.options import FILE, PATH, force_option, key_option, output_options
-from secure_media_processor.cli.schemas import ConvertedFile, FailedFile, MedicalConverted
 from secure_media_processor.cli.ui import Ui, counted, current
 from secure_media_processor.core.files import os_errors
 from secure_media_processor.errors import MissingError, PartialError, UsageError
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from secure_media_processor.core.recipients import Identity
-    from secure_media_processor.medical.convert.folders import Conversion, Engine
+    from secure_media_processor.medical.convert.nifti import Engine
+    from secure_media_processor.medical.convert.outcome import Conversion
     from secure_media_processor.medical.convert.segmentation import SegmentKind
 
 # What belongs to one format only: option → format.
@@ -97,20 +97,22 @@ def convert(
         if kind == "seg":
             _convert_mask(ui, source, target, keys, images=images, labels=labels, segmentation=segmentation, force=force)
             return
-        from secure_media_processor.medical.convert import folders
-        from secure_media_processor.medical.convert.png import PngOptions
-
         files, size = _measure(source)
         with ui.progress("converting", size) as drawn:
             progress = _in_bytes(drawn, files, size)
             if kind == "png":
+                from secure_media_processor.medical.convert.folders import convert_to_png
+                from secure_media_processor.medical.convert.png import PngOptions
+
                 options = PngOptions(int(bits), view, frame)
                 cores = len(os.sched_getaffinity(0))
-                done = folders.convert_to_png(
+                done = convert_to_png(
                     source, target, options, overwrite=force, jobs=jobs or cores, identities=keys, progress=progress
                 )
             else:
-                done = folders.convert_to_nifti(
+                from secure_media_processor.medical.convert.nifti import convert_to_nifti
+
+                done = convert_to_nifti(
                     source, target, engine=engine, gzip=gzip, overwrite=force, identities=keys, progress=progress
                 )
         _report(ui, done, "picture" if kind == "png" else "volume", files)
@@ -169,6 +171,7 @@ def _convert_mask(
         raise UsageError(
             "--format seg needs --source FOLDER and --labels FILE", hint="`smp medical convert --help` has an example"
         )
+    from secure_media_processor.cli.schemas import ConvertedFile, MedicalConverted
     from secure_media_processor.medical.convert.segmentation import read_labels, write_segmentation
 
     segments = read_labels(labels)
@@ -185,8 +188,13 @@ def _report(ui: Ui, done: Conversion, thing: str, files: int) -> None:
     for file in done.written:
         if file.problems:
             ui.warn(f"{file.path}: its slices are no regular grid: {'; '.join(file.problems)}")
-    written = [ConvertedFile(str(one.path), str(one.source), one.files, one.engine, list(one.problems)) for one in done.written]
-    ui.result(MedicalConverted(written, [FailedFile(str(one.path), one.reason) for one in done.failed]), "")
+    if ui.json:
+        from secure_media_processor.cli.schemas import ConvertedFile, FailedFile, MedicalConverted
+
+        written = [
+            ConvertedFile(str(one.path), str(one.source), one.files, one.engine, list(one.problems)) for one in done.written
+        ]
+        ui.result(MedicalConverted(written, [FailedFile(str(one.path), one.reason) for one in done.failed]), "")
     for file in done.written:
         ui.detail(f"{file.path}: from {counted(file.files, 'file')}, the first of them {file.source}")
     ui.say(f"{counted(len(done.written), thing)} written")

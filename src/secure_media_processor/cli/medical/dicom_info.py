@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from secure_media_processor.medical.dicom.reader import FolderContents
     from secure_media_processor.medical.dicom.series import Series, Stack
 
+# So many files are named in one line.
+_NAMED = 5
+
 
 @click.command("dicom-info")
 @click.argument("path", type=PATH)
@@ -39,7 +42,8 @@ def dicom_info(path: Path, key_file: Path | None, *, details: bool, identifiers:
 
     Patient, dates, institution and UIDs are shown with --identifiers only, since what a terminal shows is often kept.
     Descriptions of study and series are shown, and are free text: check what you pass on. The exit code is 3 if some
-    files cannot be read; they are named.
+    files cannot be read; they are named. What is plainly no image, a DICOMDIR, a README or a viewer on a disc, is
+    counted only.
 
     \b
     Examples:
@@ -60,7 +64,8 @@ def dicom_info(path: Path, key_file: Path | None, *, details: bool, identifiers:
         raise _nothing(path, contents)
     series = sorted(group_into_series(contents.instances), key=lambda one: (one.study_instance_uid, one.number or 0))
     ui = current()
-    unreadable = [UnreadableFile(str(one.path), one.reason) for one in contents.unreadable]
+    unreadable = [UnreadableFile(str(one.path), one.reason) for one in contents.unreadable if not (is_folder and one.beside)]
+    side_files = [str(one.path) for one in contents.unreadable if is_folder and one.beside]
     shown = DicomShown(
         str(path),
         attributes,
@@ -68,9 +73,12 @@ def dicom_info(path: Path, key_file: Path | None, *, details: bool, identifiers:
         len(contents.instances),
         contents.patients,
         unreadable,
+        side_files,
     )
     for one in unreadable:
         ui.warn(f"{one.path}: {one.reason}")
+    if side_files:
+        ui.say(f"{counted(len(side_files), 'file')} beside the images: {_named(side_files)}")
     if contents.patients > 1:
         ui.warn(f"these are files of {contents.patients} patients")
     texts = [_listing(attributes)] if attributes is not None else []
@@ -104,6 +112,10 @@ def _read(path: Path, keys: Sequence[Identity], *, is_folder: bool) -> FolderCon
         return read_folder(path, identities=keys)
     found = read_instance(path, identities=keys)
     return FolderContents((found,), ()) if isinstance(found, Instance) else FolderContents((), (found,))
+
+
+def _named(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else "")
 
 
 def _nothing(path: Path, contents: FolderContents) -> MissingError:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from secure_media_processor.cli.auditing import recorded
+from secure_media_processor.cli.chosen_keys import keys_at_hand
 from secure_media_processor.cli.medical.pacs import failure, grouped, open_server, server_options
-from secure_media_processor.cli.options import PATH, output_options
+from secure_media_processor.cli.options import PATH, key_option, output_options
 from secure_media_processor.cli.schemas import Sent, SentFile
 from secure_media_processor.cli.ui import Ui, counted, current
 from secure_media_processor.errors import MissingError, SmpError, UsageError
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 @click.argument("paths", metavar="PATH...", type=PATH, nargs=-1, required=True)
 @click.option("--identified", is_flag=True, help="Send files that show who the patient is, or may.")
 @server_options
+@key_option
 @output_options
-def send(server: str, paths: tuple[Path, ...], identified: bool, **way: Any) -> None:  # noqa: FBT001 - click's signature
+def send(server: str, paths: tuple[Path, ...], *, identified: bool, key_file: Path | None, **way: Any) -> None:
     """Send DICOM files to an archive (PACS).
 
     Each PATH is a file or a folder. SERVER and the credentials are as for `smp medical fetch`.
@@ -36,6 +38,9 @@ def send(server: str, paths: tuple[Path, ...], identified: bool, **way: Any) -> 
     Nothing at all is sent if one of the files does not say of itself that the patient's identity was removed
     (PatientIdentityRemoved is YES, as `smp medical anonymize` writes it), or says that text is burned into its pixels. This
     is a net against mistakes: it believes the files. With --identified they are sent as they are.
+
+    Files may be encrypted by `smp encrypt`, for --key or a key of the keystore. They are decrypted in memory only, and the
+    archive gets the DICOM objects in them: what protects these on the way is the line.
 
     \b
     Examples:
@@ -52,7 +57,7 @@ def send(server: str, paths: tuple[Path, ...], identified: bool, **way: Any) -> 
         target = open_server(server, limits, **way)
         files: list[OutgoingFile] = []
         unreadable: list[Unreadable] = []
-        for found in read_all(paths):
+        for found in read_all(paths, keys_at_hand(key_file)):
             if isinstance(found, OutgoingFile):
                 files.append(found)
             else:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from secure_media_processor.cli.options import FILE, PATH, output_options
+from secure_media_processor.cli.chosen_keys import keys_at_hand
+from secure_media_processor.cli.options import FILE, PATH, key_option, output_options
 from secure_media_processor.cli.schemas import AnonymizationVerified, FileWithFindings, FoundViolation, UnreadFile
 from secure_media_processor.cli.ui import counted, current, table
 from secure_media_processor.errors import IdentityLeftError, PartialError
@@ -51,9 +52,17 @@ def _profile_options(command: Callable[..., None]) -> Callable[..., None]:
     "--at-least", metavar="NAME", multiple=True, help="Each file of OUT must state this: basic, or an option as above."
 )
 @click.option("--mapping", type=FILE, help="CSV of old and new SOPInstanceUIDs, to pair files by.")
+@key_option
 @output_options
 def verify_anonymized(
-    original: Path, output: Path, mapping: Path | None, at_least: tuple[str, ...], *, basic: bool, **flags: bool
+    original: Path,
+    output: Path,
+    mapping: Path | None,
+    at_least: tuple[str, ...],
+    key_file: Path | None,
+    *,
+    basic: bool,
+    **flags: bool,
 ) -> None:
     """Compare de-identified DICOM with its originals and say what is left.
 
@@ -61,6 +70,8 @@ def verify_anonymized(
     every byte of OUT is searched for what the original says, and UIDs, dates and pixels are compared. Each file of OUT is
     believed as to the options it states, unless --basic or options are given here: then these are allowed and no others. No
     value is ever shown. Exit code 6 if anything is left, 3 if files could not be read, 0 if all is well.
+
+    Files may be encrypted by `smp encrypt`, for --key or a key of the keystore: they are decrypted in memory only.
 
     \b
     Example:
@@ -76,6 +87,7 @@ def verify_anonymized(
         options=chosen if chosen or basic else None,
         at_least=at_least,
         mapping=read_mapping(mapping) if mapping else None,
+        identities=keys_at_hand(key_file),
     )
     ui.result(_result(report), _text(report))
     for bad in report.unreadable:

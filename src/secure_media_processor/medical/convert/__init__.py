@@ -7,6 +7,6 @@ from importlib.util import find_spec
 
 from secure_media_processor.errors import MissingExtraError
 
-for _name in ("pydicom", "numpy", "PIL", "nibabel", "highdicom", "pylibjpeg", "jpeg_ls"):
+for _name in ("pydicom", "numpy", "PIL", "nibabel", "highdicom", "pylibjpeg", "jpeg_ls", "scipy"):
     if find_spec(_name) is None:
         raise MissingExtraError(f"{_name} is not installed", hint="pip install 'secure-media-processor[medical]'")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Self
 from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.files import os_errors
 from secure_media_processor.errors import ImageError, MissingExtraError
-from secure_media_processor.medical.convert.sidecar import read_fields
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -84,9 +83,11 @@ class Dcm2niix:
         with os_errors("prepare dcm2niix"):
             for folder in (self._home, self._input, self._output):
                 folder.mkdir(mode=0o700)
+            folders: dict[Path, Path] = {}
             for number, path in enumerate(path for path in files if _marked(path)):
+                folder = folders.get(path.parent) or folders.setdefault(path.parent, path.parent.resolve())
                 link = self._input / f"{number:07d}.dcm"
-                link.symlink_to(path.resolve())
+                link.symlink_to(folder / path.name)
                 self._links[path] = link
             self._run()
 
@@ -122,6 +123,8 @@ class Dcm2niix:
         return found
 
     def _cleaned(self, path: Path, uid: str) -> Produced:
+        from secure_media_processor.medical.convert.sidecar import read_fields  # noqa: PLC0415 - needs pydicom; see nifti.py
+
         _clean_header(path)
         sidecar = path.with_suffix(".json")
         gradients = [path.with_suffix(kind) for kind in (".bval", ".bvec")]

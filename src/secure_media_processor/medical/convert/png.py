@@ -73,12 +73,12 @@ def png_files(dataset: Dataset, options: PngOptions) -> Iterator[Picture]:
         if options.bits != 8:  # noqa: PLR2004 - the depth of a colour
             raise ImageError("it is a colour image, which has 8 bits", hint="leave out --bits 16")
         for index, pixels in frames:
-            yield Picture(index + 1, _encode(_eight_bits(pixels, dataset, form)), 0)
+            yield Picture(index + 1, png_bytes(_eight_bits(pixels, dataset, form)), 0)
         return
     paint = _raw_painter(dataset, form) if options.bits == 16 else _painter(dataset, form, options.view)  # noqa: PLR2004
     for index, pixels in frames:
         painted, offset = paint(index, pixels)
-        yield Picture(index + 1, _encode(painted), offset)
+        yield Picture(index + 1, png_bytes(painted), offset)
 
 
 def write_png_files(
@@ -170,7 +170,8 @@ def _eight_bits(pixels: Pixels, dataset: Dataset, form: PixelForm) -> NDArray[np
     return np.rint(pixels.astype(np.float64) * (WHITE / ((1 << depth) - 1))).clip(0, WHITE).astype(np.uint8)
 
 
-def _encode(pixels: NDArray[np.generic]) -> bytes:
+def png_bytes(pixels: NDArray[np.generic]) -> bytes:
+    """Return pixels, (rows, columns) or (rows, columns, 3), uint8 or uint16, as a PNG file with nothing else in it."""
     file = BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=_COMPRESSION)
     return file.getvalue()

@@ -157,9 +157,54 @@ def write_segmentation(
     with foreign_data(f"{mask} is damaged"):
         stored = np.asanyarray(image.dataobj)
     labels = _labels(_in_order_of(stored.reshape(shape), axes), segments, mask, kind)
+    _write(stack, labels, target, segments, kind=kind, overwrite=overwrite, identities=identities)
+
+
+def write_label_map(
+    labels: NDArray[np.generic],
+    affine: NDArray[np.float64],
+    target: Path,
+    source: Path,
+    segments: tuple[Segment, ...],
+    *,
+    description: str | None = None,
+    kind: SegmentKind = "binary",
+    overwrite: bool = False,
+    identities: Sequence[Identity] = (),
+) -> None:
+    """Write a mask that is in memory as a DICOM Segmentation.
+
+    Args:
+        labels: (i, j, k), as the mask of write_segmentation.
+        affine: (4, 4), voxel → mm, RAS.
+        target: The DICOM file.
+        source: As for write_segmentation, which also says the rest, and what is raised.
+        segments: As there.
+        description: ContentDescription (0070,0081), at most 64 characters.
+        kind: As there.
+        overwrite: As there.
+        identities: As there.
+    """
+    i, j, k = labels.shape
+    stack, axes = _matching_stack(affine, (i, j, k), source, "the mask", identities)
+    ordered = _labels(_in_order_of(labels, axes), segments, "the mask", kind)
+    _write(stack, ordered, target, segments, description=description, kind=kind, overwrite=overwrite, identities=identities)
+
+
+def _write(
+    stack: Stack,
+    labels: NDArray[np.uint16],
+    target: Path,
+    segments: tuple[Segment, ...],
+    *,
+    description: str | None = None,
+    kind: SegmentKind,
+    overwrite: bool,
+    identities: Sequence[Identity],
+) -> None:
     images, ordered = _images(stack, labels, identities)
     with foreign_data("the images lack what a segmentation takes over from them"):
-        made = _segmentation(images, ordered, segments, kind)
+        made = _segmentation(images, ordered, segments, kind, description)
     with atomic_write(target, overwrite=overwrite) as file, foreign_data("the segmentation cannot be written"):
         dcmwrite(file, made, enforce_file_format=True)
 
@@ -189,7 +234,7 @@ class _Axes:
 
 
 def _matching_stack(
-    affine: NDArray[np.float64], shape: tuple[int, int, int], source: Path, mask: Path, identities: Sequence[Identity]
+    affine: NDArray[np.float64], shape: tuple[int, int, int], source: Path, mask: Path | str, identities: Sequence[Identity]
 ) -> tuple[Stack, _Axes]:
     """Return the one stack below `source` on whose grid the mask lies."""
     contents = read_folder(source, identities=identities)
@@ -234,7 +279,9 @@ def _in_order_of(stored: NDArray[np.generic], axes: _Axes) -> NDArray[np.generic
     return turned.transpose(2, 1, 0)
 
 
-def _labels(values: NDArray[np.generic], segments: tuple[Segment, ...], mask: Path, kind: SegmentKind) -> NDArray[np.uint16]:
+def _labels(
+    values: NDArray[np.generic], segments: tuple[Segment, ...], mask: Path | str, kind: SegmentKind
+) -> NDArray[np.uint16]:
     """Return the mask as numbers of segments. Raises unless each of them is described."""
     if values.dtype.kind not in "biuf":
         raise ImageError(f"the values of {mask} are no numbers")
@@ -274,7 +321,11 @@ def _images(
 
 
 def _segmentation(
-    images: list[Dataset], labels: NDArray[np.uint16], segments: tuple[Segment, ...], kind: SegmentKind
+    images: list[Dataset],
+    labels: NDArray[np.uint16],
+    segments: tuple[Segment, ...],
+    kind: SegmentKind,
+    description: str | None,
 ) -> Segmentation:
     described = [
         SegmentDescription(
@@ -302,6 +353,7 @@ def _segmentation(
         software_versions=__version__,
         device_serial_number="0",
         content_label="SEGMENTATION",
+        content_description=description,
         transfer_syntax_uid=ExplicitVRLittleEndian if kind == "binary" else RLELossless,
     )
 

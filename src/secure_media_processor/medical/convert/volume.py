@@ -18,6 +18,7 @@ from secure_media_processor.errors import ImageError
 from secure_media_processor.medical.convert.decoding import MAX_OBJECT_BYTES, decoded_frames, foreign_data, pixel_form
 from secure_media_processor.medical.convert.grayscale import functional_group, grayscale_of, numbers
 from secure_media_processor.medical.convert.gzipping import write_gzip
+from secure_media_processor.medical.convert.outcome import SliceError
 from secure_media_processor.medical.convert.sidecar import SIDECAR_KEYWORDS, fields_of
 from secure_media_processor.medical.dicom.geometry import lps_to_ras
 from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset
@@ -35,19 +36,13 @@ if TYPE_CHECKING:
 
 VOXELS_AT = 352
 """Where voxels begin in a NIfTI-1 file: after the header and four bytes that say that nothing else follows it."""
-_LONGEST_AXIS = 32767  # dim is of 16 bits
+LONGEST_AXIS = 32767
+"""Voxels along an axis of a NIfTI-1 file: dim is of 16 bits."""
+_SAME_QFORM = 0.01  # mm at the far corner: quaternions are kept in 32 bits
 _SCALE_KEYWORDS = (
     "BitsAllocated", "BitsStored", "PixelRepresentation", "SamplesPerPixel", "RescaleSlope", "RescaleIntercept",
     "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *SIDECAR_KEYWORDS,
 )  # fmt: skip
-
-
-class SliceError(ImageError):
-    """A slice of a volume cannot be used, so the volume cannot be made."""
-
-    def __init__(self, path: Path, message: str) -> None:
-        super().__init__(message)
-        self.path = path
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,19 +205,50 @@ def _header(volume: Sequence[Stack], plan: _Plan, repetition: float) -> bytes:
     if first.affine is None or first.pixel_spacing is None:
         raise ImageError("no regular volume: its geometry is not known")
     shape = (first.columns or 0, first.rows or 0, len(first.slices), *([len(volume)] if len(volume) > 1 else []))
-    if max(shape) > _LONGEST_AXIS or np.prod(shape, dtype=np.float64) * plan.dtype.itemsize > MAX_OBJECT_BYTES:
+    if max(shape) > LONGEST_AXIS or np.prod(shape, dtype=np.float64) * plan.dtype.itemsize > MAX_OBJECT_BYTES:
         raise ImageError(f"{' by '.join(map(str, shape))} voxels are larger than what is made")
     affine = np.array(lps_to_ras(first.affine))
+    return nifti_header(shape, affine, plan.dtype, slope=plan.slope, intercept=plan.intercept, repetition=repetition)
+
+
+def nifti_header(
+    shape: tuple[int, ...],
+    affine: NDArray[np.float64],
+    dtype: DTypeLike,
+    *,
+    slope: float = 1.0,
+    intercept: float = 0.0,
+    repetition: float = 0.0,
+    code: int = 1,
+    description: str = "",
+) -> bytes:
+    """Return what stands before the voxels in a NIfTI-1 file, 352 bytes, little endian. Other fields for text stay empty.
+
+    The affine is kept as sform, and as qform too unless it is sheared, which a qform cannot say.
+
+    Args:
+        shape: Voxels along i, j, k, and points in time if there are four axes.
+        affine: (4, 4), voxel to mm, RAS.
+        dtype: Of the voxels.
+        slope: Measured values are the stored ones times this,
+        intercept: plus this.
+        repetition: Seconds from one point in time to the next; 0 if it is not known.
+        code: What the coordinates are: 1 of the scanner, 2 aligned to something, 3 Talairach, 4 MNI 152.
+        description: At most 79 bytes of ASCII are kept.
+    """
     header = Nifti1Header(endianness="<")
-    header.set_data_dtype(cast("DTypeLike", plan.dtype))
+    header.set_data_dtype(dtype)
     header.set_data_shape(shape)
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    header.set_zooms((*zooms, repetition) if len(volume) > 1 else tuple(zooms))
+    header.set_zooms((*zooms, repetition) if len(shape) > 3 else tuple(zooms))  # noqa: PLR2004 - axes of space
     header.set_xyzt_units("mm", "sec")
-    header.set_qform(affine, 1)
-    header.set_sform(affine, 1)
-    header.set_slope_inter(plan.slope, plan.intercept)
+    header.set_qform(affine, code)
+    if not np.allclose((header.get_qform() - affine)[:3, :3] @ np.diag(shape[:3]), 0, atol=_SAME_QFORM):
+        header["qform_code"] = 0
+    header.set_sform(affine, code)
+    header.set_slope_inter(slope, intercept)
     header["vox_offset"] = VOXELS_AT
+    header["descrip"] = description.encode("ascii", "replace")[:79]
     return cast("bytes", header.binaryblock) + bytes(4)
 
 
@@ -236,17 +262,37 @@ def _file(
     """Yield the file in pieces."""
     yield header
     for stack in volume:
-        frames = _Frames(stack, identities)
-        for one in stack.slices:
-            try:
-                pixels = frames.take(one, plan)
-            except SliceError:
-                raise
-            except ImageError as error:
-                raise SliceError(one.instance.path, str(error)) from error
+        for pixels in _slices(stack, plan, identities):
             yield np.ascontiguousarray(pixels).tobytes()
             if progress is not None:
                 progress(1)
+
+
+def measured_slices(stack: Stack, dtype: DTypeLike, *, identities: Sequence[Identity] = ()) -> Iterator[NDArray[np.generic]]:
+    """Yield the slices of a stack in order, rescaled to measured values (PS3.3 C.11.1), each of shape (rows, columns).
+
+    Args:
+        stack: One whose slices are images of one size.
+        dtype: Of the arrays.
+        identities: Keys that open slices that are encrypted.
+
+    Raises:
+        SliceError: a slice is damaged, or does not fit the others.
+    """
+    return _slices(stack, _Plan(np.dtype(dtype), rescale=True), identities)
+
+
+def _slices(stack: Stack, plan: _Plan, identities: Sequence[Identity]) -> Iterator[NDArray[np.generic]]:
+    """Yield the slices of a stack as the plan wants them, each of shape (rows, columns)."""
+    frames = _Frames(stack, identities)
+    for one in stack.slices:
+        try:
+            pixels = frames.take(one, plan)
+        except SliceError:
+            raise
+        except ImageError as error:
+            raise SliceError(one.instance.path, str(error)) from error
+        yield pixels
 
 
 class _Frames:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cache
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -302,14 +303,11 @@ class Deidentifier:
         if inside == outside or inside in outside.parents or outside in inside.parents:
             raise UsageError("input and output folder lie within each other", hint="write to a folder elsewhere")
         found = list(walk_files(source)) if source.is_dir() or not source.exists() else [(source, "")]
-        results = [FileResult(Unreadable(path, problem)) for path, problem in found if problem]
+        bad = [FileResult(Unreadable(path, problem)) for path, problem in found if problem]
         paths = [path for path, problem in found if not problem]
         self._look_for_heads(paths, identities)
-        for result in self._results(paths, target, processes, identities):
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(found))
-        return self._report(results)
+        results = chain(bad, self._results(paths, target, processes, identities))
+        return self._report(_counted(results, len(found), progress))
 
     def _results(
         self, paths: list[Path], target: Path, processes: int, identities: SequenceOf[Identity]
@@ -321,13 +319,15 @@ class Deidentifier:
         from concurrent.futures.process import BrokenProcessPool  # noqa: PLC0415
         from multiprocessing import get_context  # noqa: PLC0415
 
-        # Forking is quicker, and not safe for a process that has threads.
-        context = get_context("fork" if threading.active_count() == 1 else "spawn")
+        # Forking is quicker, and not safe for a process that has threads, as it has after heads were looked for.
+        context = get_context("fork" if threading.active_count() == 1 and self._heads is None else "spawn")
         # Keys are inherited, or go to our own new process through a pipe that nobody else has; in neither case to the disk.
         given = (self._key, self._profile, self._heads, target, identities)
         with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin_worker, initargs=given) as pool:
             batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
-            for batch, future in [(batch, pool.submit(_work, batch)) for batch in batches]:
+            pending = deque((batch, pool.submit(_work, batch)) for batch in batches)
+            while pending:
+                batch, future = pending.popleft()  # what a future brought goes with it
                 try:
                     yield from future.result()
                 except BrokenProcessPool:  # one was killed; which file was at fault nobody knows
@@ -351,6 +351,14 @@ class Deidentifier:
             tuple(self._profile.codes),
             mapping=mapping,
         )
+
+
+def _counted(results: Iterable[FileResult], total: int, progress: Callable[[int, int], None] | None) -> Iterator[FileResult]:
+    """Hand results on, one in memory at a time, and tell how many there were."""
+    for done, result in enumerate(results, start=1):
+        if progress is not None:
+            progress(done, total)
+        yield result
 
 
 _worker: tuple[Deidentifier, Path, SequenceOf[Identity]] | None = None

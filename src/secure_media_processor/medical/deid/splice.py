@@ -31,7 +31,7 @@ from secure_media_processor.medical.deid.constant_elements import encoded, is_co
 from secure_media_processor.medical.deid.profile import Option
 from secure_media_processor.medical.deid.values import is_sound
 from secure_media_processor.medical.dicom.pixel_tail import PIXEL_TAGS, PixelTail, find_tail
-from secure_media_processor.medical.dicom.scan import LONG_VRS, scan_meta
+from secure_media_processor.medical.dicom.scan import LONG_VRS, UnscannableError, end_of_sequence, scan_meta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,8 +44,6 @@ _MAX_HEADER = 4 * 1024**2
 _FIRST_READ = 64 * 1024
 _UNDEFINED = 0xFFFFFFFF
 _PRIVATE = 0x10000  # this bit is set in the tags of odd groups
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_MAX_DEPTH = 64
 _LEAD = struct.Struct("<HH2sH")
 _IMPLICIT_LEAD = struct.Struct("<HHI")
 _CHARACTER_SET = 0x00080005
@@ -64,7 +62,7 @@ _CONTEXT = {tag_for_keyword(keyword) for keyword in _CONTEXT_KEYWORDS}
 _STATEMENT = {tag_for_keyword(keyword) for keyword in _STATEMENT_KEYWORDS}
 
 
-class NotPlainError(Exception):
+class NotPlainError(UnscannableError):
     """The file needs pydicom as a whole."""
 
 
@@ -150,7 +148,7 @@ def read_spliced(path: Path, rules: Rules) -> Spliced:
     """Read the header of the file `path`, apart for `rules`.
 
     Raises:
-        NotPlainError: use pydicom.
+        UnscannableError: use pydicom; NotPlainError is one.
         MissingError, FileAccessError: the file cannot be read.
     """
     with BufferedReader(open_source(path), _FIRST_READ) as file:
@@ -207,7 +205,7 @@ class _Scan:
 
         Raises:
             IndexError, struct.error: `data` end too early.
-            NotPlainError: see read_spliced.
+            UnscannableError: see read_spliced.
         """
         data, end, previous, keeps_private = self._data, len(self._data), -1, self._keeps_private
         implicit = self._implicit
@@ -222,7 +220,9 @@ class _Scan:
             if tag in PIXEL_TAGS:
                 break
             previous = tag
-            after = start + size if size != _UNDEFINED else self._end_of_sequence(start, vr)
+            if size == _UNDEFINED and vr == "UN":
+                raise NotPlainError
+            after = start + size if size != _UNDEFINED else end_of_sequence(self, start, implicit=implicit)
             if after > end:
                 raise IndexError
             if (tag & _PRIVATE and not keeps_private) or not tag & 0xFFFF:  # the latter is a retired group length
@@ -281,26 +281,15 @@ class _Scan:
             raise NotPlainError
         return group << 16 | element, _SHORT_VRS[vr], position + 8, size
 
-    def _end_of_sequence(self, position: int, vr: str | None, depth: int = 0) -> int:
-        """Return where the sequence of undefined length ends whose items begin at `position`."""
-        if depth > _MAX_DEPTH or vr == "UN":
+    def lead(self, position: int, *, implicit: bool) -> tuple[str | None, int, int]:  # noqa: ARG002 - it is the same throughout
+        """See scan.Elements. Sequences of unknown kind, in which it may change, are left to pydicom."""
+        _, vr, start, size = self._lead(position)
+        if vr == "UN" and size == _UNDEFINED:
             raise NotPlainError
-        while True:
-            tag, size = self._item(position)
-            position += 8
-            if tag == _SEQUENCE_END:
-                return position
-            if tag != _ITEM:
-                raise NotPlainError
-            if size != _UNDEFINED:
-                position += size
-                continue
-            while self._item(position)[0] != _ITEM_END:
-                _, vr, start, length = self._lead(position)
-                position = start + length if length != _UNDEFINED else self._end_of_sequence(start, vr, depth + 1)
-            position += 8
+        return vr, start, size
 
-    def _item(self, position: int) -> tuple[int, int]:
+    def item(self, position: int) -> tuple[int, int]:
+        """See scan.Elements."""
         group, element, size = _IMPLICIT_LEAD.unpack_from(self._data, position)
         return group << 16 | element, size
 

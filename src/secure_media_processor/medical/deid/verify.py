@@ -34,7 +34,9 @@ from secure_media_processor.medical.deid.verifying.rules import BASIC_CODE, OPTI
 from secure_media_processor.medical.dicom.reader import Unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+    from secure_media_processor.core.recipients import Identity
 
 __all__ = ["OPTIONS", "FileFindings", "Kind", "Unreadable", "VerifyReport", "Violation", "read_mapping", "verify_deidentified"]
 
@@ -92,6 +94,7 @@ def verify_deidentified(
     options: Collection[str] | None = None,
     at_least: Collection[str] = (),
     mapping: Mapping[str, str] | None = None,
+    identities: Sequence[Identity] = (),
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Compare the de-identified file or folder `output` with its `original`.
@@ -103,6 +106,7 @@ def verify_deidentified(
             output is believed as to the options it states.
         at_least: "basic", or names out of OPTIONS, that each output must state.
         mapping: Original SOPInstanceUID (0008,0018) → new one, where it is known. Else files are paired by their contents.
+        identities: Keys that open files, on either side, that are encrypted (SMP1): in memory only.
         progress: Called with the number of outputs that were compared.
 
     Raises:
@@ -113,13 +117,13 @@ def verify_deidentified(
         if name not in OPTIONS and name != _BASIC:
             raise UsageError(f"there is no option {name}", hint=f"choose from {', '.join((_BASIC, *OPTIONS))}")
     unreadable: list[Unreadable] = []
-    left = list(_marks(Path(original), unreadable))
-    right = list(_marks(Path(output), unreadable))
+    left = list(_marks(Path(original), unreadable, identities))
+    right = list(_marks(Path(output), unreadable, identities))
     known = {digest(old): digest(new) for old, new in mapping.items()} if mapping else None
     alone = Path(original).is_file() and Path(output).is_file() and len(left) == len(right) == 1
     pairs = Pairs(((left[0].path, right[0].path),), (), ()) if alone else pair(left, right, known)
     allowed = None if options is None else frozenset(options) - {_BASIC}
-    run = _Run(allowed, frozenset(at_least), Path(output))
+    run = _Run(allowed, frozenset(at_least), Path(output), identities)
     for done, (one, other) in enumerate(pairs.pairs, start=1):
         run.compare(one, other)
         if progress is not None:
@@ -148,6 +152,7 @@ class _Run:
     options: frozenset[str] | None
     at_least: frozenset[str]
     root: Path
+    identities: Sequence[Identity] = field(repr=False)
     links: Links = field(default_factory=Links)
     findings: dict[int, FileFindings] = field(default_factory=dict)
     """Number of a pair → what was found. Clean files leave nothing here: memory is for what is wrong."""
@@ -184,7 +189,7 @@ class _Run:
 
     def _read(self, path: Path) -> DicomFile | None:
         try:
-            return read_file(path)
+            return read_file(path, self.identities)
         except DamagedError as error:  # it could be read a moment ago
             self.changed.append(Unreadable(path, str(error)))
             return None
@@ -220,14 +225,14 @@ def _below(path: Path, root: Path) -> Path:
     return path.relative_to(root) if path != root else Path(path.name)
 
 
-def _marks(path: Path, unreadable: list[Unreadable]) -> Iterator[Mark]:
+def _marks(path: Path, unreadable: list[Unreadable], identities: Sequence[Identity]) -> Iterator[Mark]:
     """Yield by what each file is known; note those that cannot be read."""
     for file, problem in _files(path):
         if problem:
             unreadable.append(Unreadable(file, problem))
             continue
         try:
-            mark = mark_of(file, read_file(file))
+            mark = mark_of(file, read_file(file, identities))
         except DamagedError as error:
             unreadable.append(Unreadable(file, str(error)))
         else:

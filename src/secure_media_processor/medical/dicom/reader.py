@@ -43,6 +43,12 @@ _UNDEFINED_LENGTH = 0xFFFFFFFF
 # that fits its memory.
 _MAX_PIXELS = 1 << 36
 _DIRECTORY = "it is a DICOMDIR, an index of files, not an image"
+_NOT_DICOM = "it is not a DICOM file"
+# What lies beside the images on discs and in folders: the program that shows them, and what file managers leave.
+_SIDE_SUFFIXES = frozenset([
+    ".bat", ".css", ".dll", ".exe", ".htm", ".html", ".ico", ".inf", ".ini", ".jar", ".js", ".md", ".txt", ".xml", ".xsl",
+])  # fmt: skip
+_SIDE_NAMES = frozenset(["readme", ".ds_store", "thumbs.db"])
 
 _KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "PatientID",
@@ -59,6 +65,9 @@ class Unreadable:
     path: Path
     reason: str
     """One line, without any value from the file."""
+    beside: bool = False
+    """Whether it is plainly no image, but lies beside some: a DICOMDIR, or what has no mark of DICOM and the name of a text, a
+    web page, a program or a list of icons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +288,16 @@ def _unreadable(path: Path, error: Exception) -> Unreadable:
         case _RefusedError():
             reason = str(error)
         case InvalidDicomError():
-            reason = "it is not a DICOM file"
+            reason = _NOT_DICOM
         case CutError():
             reason = "it ends too early, or holds what cannot be parsed"
         case _:
             reason = f"it cannot be parsed ({type(error).__name__})"
-    return Unreadable(path, reason)
+    return Unreadable(path, reason, reason == _DIRECTORY or (reason == _NOT_DICOM and _named_as_side_file(path)))
+
+
+def _named_as_side_file(path: Path) -> bool:
+    return path.suffix.lower() in _SIDE_SUFFIXES or path.name.lower() in _SIDE_NAMES
 
 
 def _refuse_bomb(file: BinaryIO) -> None:

@@ -7,7 +7,7 @@ these an index of elements takes a few lines. What is anything else is left to p
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from pydicom import Dataset
 from pydicom.charset import convert_encodings, default_encoding
@@ -83,6 +83,42 @@ def scan_header(file: BinaryIO, tags: Collection[int], sequences: Collection[int
     return dataset, storage
 
 
+class Elements(Protocol):
+    """What sequences are followed in."""
+
+    def item(self, position: int) -> tuple[int, int]:
+        """Return tag and length of the item, or of the end of items, at `position`."""
+
+    def lead(self, position: int, *, implicit: bool) -> tuple[str | None, int, int]:
+        """Return kind, begin of the value and its length of the element at `position`."""
+
+
+def end_of_sequence(elements: Elements, position: int, *, implicit: bool, depth: int = 0) -> int:
+    """Return where the sequence of undefined length ends whose items begin at `position`.
+
+    Raises UnscannableError if it is none or nested absurdly, and what `elements` raises, where they end too early among others.
+    """
+    if depth > _MAX_DEPTH:
+        raise UnscannableError
+    while True:
+        tag, size = elements.item(position)
+        position += 8
+        if tag == _SEQUENCE_END:
+            return position
+        if tag != _ITEM:
+            raise UnscannableError
+        if size != _UNDEFINED:
+            position += size
+            continue
+        while elements.item(position)[0] != _ITEM_END:
+            vr, position, length = elements.lead(position, implicit=implicit)
+            if length != _UNDEFINED:
+                position += length
+            else:  # what is in a sequence of unknown kind does not name kinds either (PS3.5 section 6.2.2)
+                position = end_of_sequence(elements, position, implicit=implicit or vr == "UN", depth=depth + 1)
+        position += 8
+
+
 class _Scan:
     """The begin of a file, of which more is read when it is needed."""
 
@@ -126,11 +162,13 @@ class _Scan:
     ) -> dict[BaseTag, RawDataElement]:
         """Return the elements with `tags` from `position` on, up to the pixel data."""
         found: dict[BaseTag, RawDataElement] = {}
-        previous = -1
-        while self._has(position + 8):
-            group, element, kind, length = _LEAD.unpack_from(self._data, position)
+        previous, data, complete = -1, self._data, len(self._data) - 8
+        while position <= complete or self._has(position + 8):
+            if position > complete:
+                data, complete = self._data, len(self._data) - 8
+            group, element, kind, length = _LEAD.unpack_from(data, position)
             tag = group << 16 | element
-            if not implicit and kind in _SHORT_VRS and tag > previous and tag not in tags:
+            if tag > previous and kind in _SHORT_VRS and tag not in tags and not implicit:
                 previous, position = tag, position + 8 + length  # most elements are such; what follows is for the others
                 continue
             if tag in _PIXELS:
@@ -139,7 +177,7 @@ class _Scan:
             if tag <= previous:  # neither in order nor, then, what it says it is
                 raise UnscannableError
             previous = tag
-            vr, start, size = self._lead(position, implicit=implicit)
+            vr, start, size = self.lead(position, implicit=implicit)
             if tag in sequences or (tag in tags and (size == _UNDEFINED or vr == "SQ")):
                 raise UnscannableError
             if tag in tags:
@@ -147,13 +185,13 @@ class _Scan:
                     raise CutError
                 value = self._data[start : start + size]
                 found[BaseTag(tag)] = RawDataElement(BaseTag(tag), vr, size, value, start, implicit, True)  # noqa: FBT003
-            position = self._end(vr, start, size, implicit=implicit)
+            position = start + size if size != _UNDEFINED else end_of_sequence(self, start, implicit=implicit or vr == "UN")
         if len(self._data) != position:
             raise CutError
         return found
 
-    def _lead(self, position: int, *, implicit: bool) -> tuple[str | None, int, int]:
-        """Return kind, begin of the value and its length of the element at `position`."""
+    def lead(self, position: int, *, implicit: bool) -> tuple[str | None, int, int]:
+        """See Elements."""
         if not self._has(position + 12) and not self._has(position + 8):
             raise CutError
         data = self._data
@@ -165,31 +203,8 @@ class _Scan:
         start, size = _explicit(data, position)
         return vr.decode("ascii"), start, size
 
-    def _end(self, vr: str | None, start: int, size: int, *, implicit: bool, depth: int = 0) -> int:
-        """Return where the element ends whose value begins at `start`."""
-        # What is in a sequence of unknown kind does not name kinds either (PS3.5 section 6.2.2).
-        return start + size if size != _UNDEFINED else self._skip(start, implicit=implicit or vr == "UN", depth=depth)
-
-    def _skip(self, position: int, *, implicit: bool, depth: int) -> int:
-        """Return where the sequence of undefined length ends whose items begin at `position`."""
-        if depth > _MAX_DEPTH:
-            raise UnscannableError
-        while True:
-            tag, size = self._item(position)
-            position += 8
-            if tag == _SEQUENCE_END:
-                return position
-            if tag != _ITEM:
-                raise UnscannableError
-            if size != _UNDEFINED:
-                position += size
-                continue
-            while self._item(position)[0] != _ITEM_END:
-                vr, start, length = self._lead(position, implicit=implicit)
-                position = self._end(vr, start, length, implicit=implicit, depth=depth + 1)
-            position += 8
-
-    def _item(self, position: int) -> tuple[int, int]:
+    def item(self, position: int) -> tuple[int, int]:
+        """See Elements."""
         if not self._has(position + 8):
             raise CutError
         data = self._data
@@ -198,7 +213,7 @@ class _Scan:
 
     def _check_pixels(self, position: int, *, implicit: bool) -> None:
         """Raise CutError if the file ends before its pixel data do. Of compressed ones that is known only to who reads them."""
-        _, start, size = self._lead(position, implicit=implicit)
+        _, start, size = self.lead(position, implicit=implicit)
         if size != _UNDEFINED and not self._complete and self._file.seek(0, 2) < start + size:
             raise CutError
         if size != _UNDEFINED and self._complete and len(self._data) < start + size:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 _LOGGER = logging.getLogger("pydicom")
+_listening: dict[int, list[str]] = {}
+"""What each block has heard so far that has begun and not ended, by its id()."""
 
 
 @contextmanager
@@ -21,27 +23,44 @@ def silent_pydicom() -> Iterator[list[str]]:
     """Within the block pydicom does not validate what it reads, warn or log. Yields what it would have logged.
 
     What is wrong with a file is found where a value is used, and reported in our own words; the list is for looking at, never
-    for showing. The switch holds for the whole process, so blocks of different threads must not overlap; work in parallel is
-    done in processes.
+    for showing. Blocks may stand inside each other, and then all of them hear. The switch holds for the whole process, so
+    blocks of different threads must not overlap; work in parallel is done in processes.
     """
     said: list[str] = []
+    _listening[id(said)] = said
+    try:
+        if len(_listening) > 1:  # the outer one has done it all
+            yield said
+            return
+        with _switched_off():
+            yield said
+    finally:
+        del _listening[id(said)]
 
-    def keep(record: logging.LogRecord) -> bool:
-        said.append(record.getMessage())
-        return False
 
+@contextmanager
+def _switched_off() -> Iterator[None]:
     mode, level = config.settings.reading_validation_mode, _LOGGER.level
     config.settings.reading_validation_mode = config.IGNORE
-    _LOGGER.setLevel(logging.WARNING)
-    _LOGGER.addFilter(keep)
+    if level != logging.WARNING:  # setting it makes all loggers forget what they had worked out
+        _LOGGER.setLevel(logging.WARNING)
+    _LOGGER.addFilter(_keep)
     try:
         with warnings.catch_warnings(), _plain_errors():
             warnings.simplefilter("ignore")
-            yield said
+            yield
     finally:
         config.settings.reading_validation_mode = mode
-        _LOGGER.setLevel(level)
-        _LOGGER.removeFilter(keep)
+        if level != logging.WARNING:
+            _LOGGER.setLevel(level)
+        _LOGGER.removeFilter(_keep)
+
+
+def _keep(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    for said in list(_listening.values()):
+        said.append(message)
+    return False
 
 
 @contextmanager

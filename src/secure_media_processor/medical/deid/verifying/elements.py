@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, repeater_has_tag
 
+from secure_media_processor.core.container import MAGIC
 from secure_media_processor.core.files import smp_error_from
+from secure_media_processor.core.seekable import open_encrypted
+from secure_media_processor.errors import SmpError
 from secure_media_processor.medical.dicom.silence import silent_pydicom
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from secure_media_processor.core.recipients import Identity
 
 IMPLICIT_LE = "1.2.840.10008.1.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -131,16 +136,23 @@ def decoded(value: bytes, charset: tuple[str, ...]) -> str:
             return value.decode("latin-1")
 
 
-def read_file(path: Path) -> DicomFile:
-    """Read the file at `path`.
+def read_file(path: Path, identities: Sequence[Identity] = ()) -> DicomFile:
+    """Read the file at `path`, which may be encrypted (SMP1) for one of `identities`; it is decrypted in memory only.
 
     Raises:
-        DamagedError: it is no DICOM file, or damaged.
+        DamagedError: it is no DICOM file, or damaged, or encrypted for somebody else.
     """
     try:
         raw = path.read_bytes()
+        if raw.startswith(MAGIC):
+            if not identities:
+                raise DamagedError("it is encrypted, and there is no key to read it with")
+            with open_encrypted(path, identities) as file:
+                raw = file.read()
     except OSError as error:
         raise DamagedError(str(smp_error_from(error, "read it"))) from error
+    except SmpError as error:
+        raise DamagedError(str(error).removeprefix(f"{path}: ")) from error
     return parse_file(raw)
 
 

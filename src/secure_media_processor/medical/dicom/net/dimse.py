@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import ssl
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
@@ -24,7 +27,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # it makes the
 )
 from pynetdicom.transport import AssociationSocket
 
-from secure_media_processor.core.files import smp_error_from
+from secure_media_processor.core.files import COPY_BLOCK, smp_error_from
+from secure_media_processor.core.seekable import EncryptedFile
 from secure_media_processor.errors import CredentialsError, IntegrityError, MissingError, SmpError, TransientError, UsageError
 from secure_media_processor.medical.dicom.elements import text
 from secure_media_processor.medical.dicom.net.model import Limits, Query, RemoteInstance, RemoteStudy, checked_uid
@@ -297,9 +301,12 @@ class _Line:
         if not self.association.is_established:
             raise TransientError(f"{self._name} closed the connection")
         try:
-            error = self._error(self.association.send_c_store(file.path).get("Status"))
+            with _path_of(file) as path:
+                error = self._error(self.association.send_c_store(path).get("Status"))
         except OSError as problem:  # it is the file that cannot be read; of a broken line the status tells
             return smp_error_from(problem, f"read {file.path}")
+        except SmpError as problem:  # it is encrypted, and damaged
+            return problem
         if isinstance(error, TransientError):
             raise error
         return error
@@ -314,6 +321,22 @@ class _Line:
         if code in _TRANSIENT_STATUS:
             return TransientError(f"{self._name} has no room or no time for it (status 0x{code:04X})")
         return SmpError(f"the server refuses it (status 0x{code:04X})")
+
+
+@contextmanager
+def _path_of(file: OutgoingFile) -> Iterator[Path]:
+    """Yield a path at which pynetdicom can read `file`: for an encrypted one, of a copy in memory that no folder has.
+
+    Raises OSError and SmpError as reader.open_dicom.
+    """
+    with file.open() as content:
+        if not isinstance(content.raw, EncryptedFile):
+            yield file.path
+            return
+        with open(os.memfd_create("smp", os.MFD_CLOEXEC), "wb") as memory:  # noqa: PTH123 - a descriptor has no path
+            shutil.copyfileobj(content, memory, COPY_BLOCK)
+            memory.flush()
+            yield Path(f"/proc/self/fd/{memory.fileno()}")
 
 
 def _by_classes(instances: Sequence[RemoteInstance]) -> Iterator[tuple[list[RemoteInstance], list[str]]]:

@@ -186,11 +186,15 @@ class WebServer:
         boundary = token_hex(16)
         headers = {"Accept": _JSON, "Content-Type": f"{_DICOM}; boundary={boundary}"}
         try:
-            content = file.path.open("rb")
+            content = file.open()
         except OSError as error:
             return smp_error_from(error, f"read {file.path}")
+        except SmpError as error:
+            return error
         with content:
-            body = OnePart(content, os.fstat(content.fileno()).st_size, boundary)
+            size = content.seek(0, os.SEEK_END)
+            content.seek(0)
+            body = OnePart(content, size, boundary)
             try:
                 with self._asked(session, "POST", "/studies", headers=headers, data=body, also={_CONFLICT}) as answer:
                     told = self._json(answer)
