@@ -116,6 +116,8 @@ def fields_of(kind: type, path: str = "") -> Iterator[str]:
         while typing.get_origin(hint) in (list, dict):
             name += "[]" if typing.get_origin(hint) is list else ".*"
             hint = typing.get_args(hint)[-1]
+        if typing.get_origin(hint) is types.UnionType and typing.get_args(hint)[1:] == (types.NoneType,):
+            hint = typing.get_args(hint)[0]
         if dataclasses.is_dataclass(hint) and inspect.isclass(hint):
             yield from fields_of(hint, f"{name}.")
 

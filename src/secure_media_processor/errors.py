@@ -5,6 +5,7 @@
     SmpError                     SMP-ERROR             exit 1
     ├── FileAccessError          SMP-FILE-ACCESS            1
     ├── ImageError               SMP-IMAGE                  1
+    ├── ModelError               SMP-MODEL                  1
     ├── SourceChangedError       SMP-SOURCE-CHANGED         1
     ├── UsageError               SMP-USAGE                  2
     │   ├── SameFileError        SMP-SAME-FILE              2
@@ -76,6 +77,12 @@ class ImageError(SmpError):
     """An image is damaged, of a kind that is not supported, or not what the command needs; what is wrong with it is named."""
 
     code = "SMP-IMAGE"
+
+
+class ModelError(SmpError):
+    """A model package is damaged, holds what it must not, or does not fit the images or what is asked of it."""
+
+    code = "SMP-MODEL"
 
 
 class SourceChangedError(SmpError):

@@ -471,6 +471,232 @@ class MedicalConverted(Result):
     failed: list[FailedFile]
 
 
+@dataclass(frozen=True, slots=True)
+class PreprocessStep:
+    """What one step has done to a volume."""
+
+    name: str
+    """orient, bias, denoise, mask, clahe, spacing, normalize, or outside: what is outside of the mask becomes 0."""
+    parameters: dict[str, str | float | list[float]]
+    """Settings, and what the step found out by itself, such as the noise."""
+    cpu_seconds: float
+    """Of all threads together."""
+    least: float
+    """Least value of the volume after the step."""
+    greatest: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessedVolume:
+    """A volume that was preprocessed, or with dry_run would be."""
+
+    path: str
+    """Of the result."""
+    source: str
+    """File, or folder of DICOM."""
+    shape: list[int]
+    """Voxels along i, j, k: of the result; with dry_run of the input."""
+    spacing: list[float]
+    """mm along i, j, k, of the same."""
+    orientation: str
+    """Ends of the patient to which i, j, k grow, such as RAS, of the same."""
+    memory: int
+    """Bytes that were reckoned to be needed."""
+    notes: list[str]
+    """What is to be known of how the input was read, for people."""
+    steps: list[PreprocessStep]
+    """In order; empty with dry_run."""
+
+
+@dataclass(frozen=True, slots=True)
+class MedicalPreprocessed(Result):
+    """What was preprocessed, and which files failed. With --log this is also what is written there."""
+
+    schema: ClassVar[str] = "smp.medical.preprocess/1"
+    version: str
+    """Of this program."""
+    dry_run: bool
+    steps: list[str]
+    """Names of the steps, in order."""
+    written: list[PreprocessedVolume]
+    failed: list[FailedFile]
+
+
+@dataclass(frozen=True, slots=True)
+class UsedModel:
+    """The model that made a result."""
+
+    name: str
+    version: str
+    sha256: str
+    """Of its model.json, which names all its files by their hashes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedRegion:
+    """A label that was found."""
+
+    label: int
+    name: str
+    voxels: int
+    ml: float
+    components: int
+    """Connected pieces."""
+    centroid: list[float]
+    """x, y, z in mm, RAS."""
+
+
+@dataclass(frozen=True, slots=True)
+class MedicalSegmented(Result):
+    """An image that was segmented."""
+
+    schema: ClassVar[str] = "smp.medical.segment/1"
+    input: str
+    output: str
+    model: UsedModel
+    engine: Literal["torch", "openvino", "onnx"]
+    precision: Literal["float32", "bfloat16"]
+    device: Literal["cpu", "cuda"]
+    """What computed in the end; a GPU that ran out of memory is left for the CPU, and a warning says so."""
+    window: list[int]
+    """Size, voxels of the model's grid."""
+    windows: int
+    overlap: float
+    """The share that windows have in common at least."""
+    mirrored: bool
+    """Whether the mean over mirrored images was taken."""
+    expected_memory: int
+    """Bytes that were reckoned to be needed at the peak."""
+    seconds: float
+    """For all but reading and writing."""
+    regions: list[SegmentedRegion]
+    warnings: list[str]
+    notice: str
+    """What the result is not for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetric:
+    """A figure from the validation of a model, as its maker states it."""
+
+    label: str
+    metric: str
+    mean: float
+    low: float | None
+    """Ends of the confidence interval of 95 %."""
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShown(Result):
+    """What a model package says of its model."""
+
+    schema: ClassVar[str] = "smp.medical.model.info/1"
+    path: str
+    name: str
+    version: str
+    sha256: str
+    """Of its model.json, which names all its files by their hashes."""
+    task: Literal["segment", "classify"]
+    architecture: str
+    """For people."""
+    channels: list[str]
+    modality: str | None
+    """Null for any."""
+    orientation: str
+    spacing: list[float] | None
+    """mm; null for that of the image."""
+    window: list[int]
+    """With which it was trained, voxels."""
+    normalization: str
+    labels: dict[str, str]
+    """Value → name."""
+    intended_use: str
+    limitations: str
+    training_data: str
+    licence: str
+    validated_on: str | None
+    validation_cases: int | None
+    metrics: list[ModelMetric]
+    size: int
+    """Bytes of its files without model.json."""
+    self_test: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVerified(Result):
+    """A model package that is intact."""
+
+    schema: ClassVar[str] = "smp.medical.model.verify/1"
+    path: str
+    name: str
+    version: str
+    sha256: str
+    """Of its model.json."""
+    files: int
+    engine: str | None
+    """What ran the self-test; null if there is none."""
+    largest_difference: float | None
+    """Of a logit from the one that its maker had."""
+    tolerance: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedFigure:
+    """A figure over the validation cases, with its 95 % confidence interval."""
+
+    label: str
+    """Name of the label, or "mean of the labels"."""
+    metric: str
+    """dice, iou, precision, recall, hd95 or assd."""
+    mean: float
+    low: float | None
+    """Null if there are fewer than two cases."""
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MedicalTrained(Result):
+    """A model that was trained, or with dry_run would be."""
+
+    schema: ClassVar[str] = "smp.medical.train/1"
+    dry_run: bool
+    package: str
+    """Path."""
+    curve: str
+    """Path of the picture of loss and Dice over the steps."""
+    training: int
+    """How many cases were learnt from."""
+    validation: int
+    """How many were kept apart."""
+    labels: dict[str, str]
+    """Label in the label maps → name."""
+    voxels: dict[str, int]
+    """Label → voxels of it in all cases."""
+    variant: str
+    dimensions: int
+    channels: list[int]
+    """Features a level."""
+    parameters: int
+    """Of the network."""
+    window: list[int]
+    """Voxels."""
+    spacing: list[float]
+    """mm along the axes in RAS, as the network sees images."""
+    loss: str
+    seed: int
+    device: Literal["cpu", "cuda"]
+    precision: Literal["float32", "bfloat16"]
+    steps: int | None
+    """Null with dry_run, as below."""
+    seconds: float | None
+    cpu_seconds: float | None
+    """Of all threads together, and of all calls that worked on it."""
+    figures: list[TrainedFigure]
+    """Measured on the validation cases with the weights of the package; empty with dry_run."""
+
+
 # ------------------------------------------------------------------------------------------------------------- images
 
 
@@ -617,6 +843,8 @@ class DicomShown(Result):
     patients: int
     """How many there are, by PatientID or name."""
     unreadable: list[UnreadableFile]
+    side_files: list[str]
+    """Paths of files that are plainly no images: a DICOMDIR, texts, web pages, programs."""
 
 
 # ------------------------------------------------------------------------------------------------------- this program
@@ -791,6 +1019,144 @@ class Reidentified(Result):
 
     schema: ClassVar[str] = "smp.medical.reidentify/1"
     originals: list[Original]
+
+
+# --------------------------------------------------------------------------------------------------------- evaluation
+
+Figure = float | Literal["inf"] | None
+"""JSON has no infinity; null is undefined."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedLabel:
+    """One label in one case."""
+
+    label: int
+    tp: int
+    """Voxels in both."""
+    fp: int
+    """Voxels in the prediction alone."""
+    fn: int
+    """Voxels in the truth alone."""
+    tn: int
+    """Voxels in neither."""
+    values: dict[str, Figure]
+    """Metric → value; "inf" where only one of the masks is empty, null where it is undefined."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedCase:
+    """One prediction."""
+
+    case: str
+    prediction: str
+    """Path."""
+    truth: str
+    """Path."""
+    labels: list[EvaluatedLabel]
+
+
+@dataclass(frozen=True, slots=True)
+class WorstCase:
+    """A case that is far from the best value."""
+
+    case: str
+    value: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedMetric:
+    """A metric of a label over all cases."""
+
+    label: int | None
+    """Null: of the mean over labels of each case."""
+    name: str | None
+    """Of the label, as given."""
+    metric: str
+    n: int
+    """Cases in which it is defined."""
+    undefined: int
+    infinite: int
+    mean: Figure
+    low: Figure
+    """Of the interval of 95 % of the mean; null for fewer than two cases."""
+    high: Figure
+    median: Figure
+    worst: list[WorstCase]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSettings:
+    """How segmentations were measured."""
+
+    surface: Literal["voxel", "area"] | None
+    """Which surface distances are of; null if none were asked for."""
+    tolerance: float
+    """mm, of the surface Dice."""
+    lesion_iou: float | None
+    """From which IoU on a lesion is found; 0: any voxel is enough; null if lesions were not asked for."""
+    resamples: int
+    """Of the bootstrap."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Proportion:
+    """A figure with its interval of 95 %; null where it is undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Cases whose probability is from `low` to below `high`."""
+
+    low: float
+    high: float
+    n: int
+    probability: float | None
+    """Mean; null if there are no cases."""
+    observed: float | None
+    """Part of them with label 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionsScored:
+    """How good probabilities are."""
+
+    n: int
+    positives: int
+    threshold: float
+    auc: Proportion
+    """Mann-Whitney, interval of DeLong."""
+    sensitivity: Proportion
+    """Interval of Wilson."""
+    specificity: Proportion
+    brier: float
+    ece: float
+    """Of the bins of `reliability`."""
+    reliability: list[ReliabilityBin]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Result):
+    """Predictions against what was the case: segmentations, or probabilities in tables."""
+
+    schema: ClassVar[str] = "smp.medical.evaluate/1"
+    settings: EvaluationSettings | None
+    """Null for tables."""
+    cases: list[EvaluatedCase]
+    """Empty for tables."""
+    summary: list[EvaluatedMetric]
+    """Empty for tables."""
+    predictions: PredictionsScored | None
+    """Null for segmentations."""
+    missing: list[str]
+    """What has no partner: paths; of tables, path and line."""
+    failed: list[FailedFile]
+    """What could not be measured."""
 
 
 # ------------------------------------------------------------------------------------------------------------ network

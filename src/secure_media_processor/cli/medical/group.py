@@ -22,6 +22,13 @@ COMMANDS: Sections = {
     "Conversion": {
         "convert": ("medical.convert", "convert", "Convert DICOM to PNG or NIfTI, and masks to DICOM SEG."),
     },
+    "Analysis": {
+        "preprocess": ("medical.preprocess", "preprocess", "Prepare MR volumes: bias field, noise, intensities, spacing."),
+        "evaluate": ("medical.evaluate", "evaluate", "Measure segmentations, or predicted probabilities, against the truth."),
+        "segment": ("medical.segment", "segment", "Segment an image with a model. Research use only."),
+        "model": ("medical.model", "model", "Look at model packages and check them."),
+        "train": ("medical.train", "train", "Train a U-Net from images and label maps."),
+    },
     "Network": {
         "fetch": ("medical.fetch", "fetch", "Fetch studies from a DICOM archive (PACS)."),
         "send": ("medical.send", "send", "Send DICOM files to an archive (PACS)."),
