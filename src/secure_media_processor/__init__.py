@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from secure_media_processor.errors import SmpError
     from secure_media_processor.medical.deid.engine import Deidentifier
     from secure_media_processor.medical.dicom.reader import read_folder
+    from secure_media_processor.medical.preprocessing.breast import BreastMRIPreprocessor
 
 _HOME_OF = {
     "Archive": "cloud.archive",
     "AuditLog": "core.audit",
     "AzureAccess": "cloud.connectors.azure_access",
     "AzureBlobConnector": "cloud.connectors.azure",
+    "BreastMRIPreprocessor": "medical.preprocessing.breast",
     "CloudConnector": "cloud.connectors.base",
     "CloudStorageManager": "cloud.legacy",
     "ConnectorManager": "cloud.manager",
@@ -78,6 +80,7 @@ __all__ = [
     "AuditLog",
     "AzureAccess",
     "AzureBlobConnector",
+    "BreastMRIPreprocessor",
     "CloudConnector",
     "CloudStorageManager",
     "ConnectorManager",

@@ -227,3 +227,16 @@ def test_a_network_that_computes_something_else(model: Path, work: Path, smp: Sm
     ran = smp("medical", "model", "verify", "other", "--engine", "torch")
     assert ran.code == 6
     assert "does not compute what it did" in ran.err
+
+
+def test_a_model_that_was_installed_goes_by_its_name(smp: Smp, work: Path) -> None:
+    done = smp("medical", "model", "install", "brain-t1w", "--json")
+    if done.code == 10:
+        pytest.skip("deepbet")
+    assert done.code == 0, done.err
+    assert smp("medical", "model", "verify", "brain-t1w").code == 0
+    assert smp("medical", "model", "info", "brain-t1w").text.startswith("brain-t1w 1.0.2")
+    assert smp("medical", "model", "install", "brain-t1w").code == 8
+    assert smp("medical", "model", "install", "brain-t1w", "--force").code == 0
+    (work / "brain-t1w").mkdir()  # a path that is there comes before a name
+    assert smp("medical", "model", "info", "brain-t1w").code != 0

@@ -143,7 +143,7 @@ def test_without_pydicom_the_extra_is_named(work: Path, home: Path) -> None:
     assert left_in(work) == set()
 
 
-@pytest.mark.parametrize("name", ["Deidentifier", "read_folder"])
+@pytest.mark.parametrize("name", ["BreastMRIPreprocessor", "Deidentifier", "read_folder"])
 def test_the_library_says_so_too(name: str) -> None:
     code = f"import sys; sys.modules['pydicom'] = None\nfrom secure_media_processor import {name}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)

@@ -39,7 +39,7 @@ _COMMANDS: Sections = {
         "cloud": ("cloud", "cloud", "Name your stores, check them and repair them."),
     },
     "Images": {
-        "medical": ("medical.group", "medical", "Read, de-identify and convert DICOM."),
+        "medical": ("medical.group", "medical", "Read, de-identify, convert and analyse medical images."),
     },
     "This program": {
         "demo": ("demo", "demo", "Show the whole way on a real study, from DICOM to cloud and back."),

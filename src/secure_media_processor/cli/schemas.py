@@ -625,6 +625,18 @@ class ModelShown(Result):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelInstalled(Result):
+    """A model package that was made from installed weights."""
+
+    schema: ClassVar[str] = "smp.medical.model.install/1"
+    path: str
+    name: str
+    version: str
+    sha256: str
+    """Of its model.json."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVerified(Result):
     """A model package that is intact."""
 

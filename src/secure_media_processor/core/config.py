@@ -78,6 +78,10 @@ class Settings(BaseModel):
         default_factory=lambda: _home(platformdirs.user_state_path, "cloud"),
         description="Folder where this machine keeps the index it has seen in your stores, and unfinished uploads.",
     )
+    models: AbsolutePath = Field(
+        default_factory=lambda: _home(platformdirs.user_data_path, "models"),
+        description="Folder of installed model packages; `smp medical model install` writes there.",
+    )
     audit_log: AbsolutePath = Field(
         default_factory=lambda: _home(platformdirs.user_state_path, "audit.jsonl"),
         description="File of the audit log; its key lies beside it.",

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from secure_media_processor.core.files import os_errors
-from secure_media_processor.errors import ImageError, MissingError, SmpError, UsageError
+from secure_media_processor.errors import ImageError, SmpError, UsageError
+from secure_media_processor.medical.nifti import case_name, files_by_name
 from secure_media_processor.medical.unet.metrics import METRICS, NAN, absent, bootstrap_interval, report
 from secure_media_processor.medical.volume import read_grid, read_volume, same_grid
 
@@ -126,40 +127,15 @@ def paired(prediction: Path, truth: Path) -> tuple[list[Case], list[Alone]]:
         raise UsageError("one is a folder and the other a file", hint="name two files, or two folders")
     if not predictions_are_many:
         return [Case(case_name(truth) or truth.name, prediction, truth)], []
-    predictions, truths = _by_name(prediction), _by_name(truth)
+    predictions, truths = files_by_name(prediction), files_by_name(truth)
     cases = [Case(name, path, truths[name]) for name, path in sorted(predictions.items()) if name in truths]
     alone = [Alone(path, "prediction") for name, path in sorted(predictions.items()) if name not in truths]
     return cases, alone + [Alone(path, "truth") for name, path in sorted(truths.items()) if name not in predictions]
 
 
-def case_name(path: Path) -> str | None:
-    """Return the name of a NIfTI file without what says that it is one; None for other files."""
-    name = path.name.removesuffix(".smp")
-    for ending in (".nii.gz", ".nii"):
-        if name.endswith(ending) and not name.startswith("."):
-            return name.removesuffix(ending)
-    return None
-
-
 def _is_folder(path: Path) -> bool:
     path.stat()  # raises if there is nothing
     return path.is_dir()
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    with os_errors(f"read {folder}"):
-        paths = sorted(path for path in folder.iterdir() if path.is_file())
-    for path in paths:
-        name = case_name(path)
-        if name is None:
-            continue
-        if name in found:
-            raise UsageError(f"{found[name]} and {path} have one name", hint="keep one of them, or give it another name")
-        found[name] = path
-    if not found:
-        raise MissingError(f"there is no NIfTI file in {folder}", hint="check the path; names end in .nii or .nii.gz")
-    return found
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel import Nifti1Header, Nifti2Header
 
 from secure_media_processor.core.files import os_errors
-from secure_media_processor.errors import ImageError
+from secure_media_processor.errors import ImageError, MissingError, UsageError
 from secure_media_processor.medical.convert.decoding import foreign_data
 from secure_media_processor.medical.dicom.reader import open_dicom
 from secure_media_processor.medical.grid import MAX_VOXELS, Grid, slabs_of, usable_affine
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 DICM_AT = 128
 """Where a DICOM file has its mark."""
 _AXES = 3
+_ENDINGS = (".nii.gz", ".nii")
+_ENCRYPTED = ".smp"
 _GZIP_MAGIC = b"\x1f\x8b"
 _NIFTI_SIZES = {348: (Nifti1Header, b"n+1\0", b"ni1\0"), 540: (Nifti2Header, b"n+2\0", b"ni2\0")}
 _MAGIC_AT = {348: 344, 540: 4}
@@ -69,6 +71,38 @@ def is_nifti(path: Path, identities: Sequence[Identity]) -> bool:
     if head[:2] == _GZIP_MAGIC or _size_in(head) is not None:
         return True
     raise ImageError(f"{path} is neither NIfTI nor DICOM")
+
+
+def case_name(path: Path) -> str | None:
+    """Return the name of a NIfTI file without .nii, .nii.gz and .smp; None for other files, and for those that are hidden."""
+    name = path.name.removesuffix(_ENCRYPTED)
+    if name.startswith("."):
+        return None
+    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), None)
+
+
+def files_by_name(folder: Path) -> dict[str, Path]:
+    """Return the NIfTI files of a folder by their case_name, in order of their file names; other files are left alone.
+
+    Raises:
+        UsageError: two files have one name.
+        MissingError: there are none, or no folder.
+        FileAccessError: it cannot be read.
+    """
+    found: dict[str, Path] = {}
+    with os_errors(f"read {folder}"):
+        paths = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in paths:
+        name = case_name(path)
+        if name is None:
+            continue
+        if name in found:
+            raise UsageError(f"{found[name]} and {path} have one name", hint="keep one of them, or give it another name")
+        found[name] = path
+    if not found:
+        hint = "check the path; names end in .nii or .nii.gz, those of encrypted ones in .smp after that"
+        raise MissingError(f"there is no NIfTI file in {folder}", hint=hint)
+    return found
 
 
 def _size_in(head: bytes) -> int | None:

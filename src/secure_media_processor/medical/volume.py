@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.orientations import apply_orientation
-from pydicom.uid import MediaStorageDirectoryStorage
 
 from secure_media_processor.core.files import atomic_write, os_errors
 from secure_media_processor.errors import ImageError, UsageError
-from secure_media_processor.medical.convert.decoding import foreign_data
 from secure_media_processor.medical.convert.gzipping import write_gzip
 from secure_media_processor.medical.convert.outcome import SliceError
 from secure_media_processor.medical.convert.volume import LONGEST_AXIS, measured_slices, nifti_header, volumes_of
 from secure_media_processor.medical.dicom.geometry import lps_to_ras
-from secure_media_processor.medical.dicom.reader import FolderContents, Unreadable, open_dicom, read_folder, read_instance
-from secure_media_processor.medical.dicom.scan import scan_meta
+from secure_media_processor.medical.dicom.reader import Unreadable, open_dicom, read_folder, read_instance
 from secure_media_processor.medical.dicom.series import group_into_series
 from secure_media_processor.medical.grid import (
     MAX_VOXELS,
@@ -42,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
     from secure_media_processor.core.recipients import Identity
+    from secure_media_processor.medical.dicom.reader import Instance
     from secure_media_processor.medical.dicom.series import Stack
     from secure_media_processor.medical.grid import Array
     from secure_media_processor.medical.resampling import Interpolation
@@ -53,11 +51,14 @@ __all__ = [
     "Grid",
     "Volume",
     "read_grid",
+    "read_slices",
+    "read_stack",
     "read_volume",
     "refuse_other_names",
     "reoriented",
     "resampled",
     "same_grid",
+    "stack_grid",
     "write_volume",
 ]
 
@@ -105,12 +106,10 @@ def read_volume(path: Path, *, identities: Sequence[Identity] = (), dtype: DType
         KeyMissingError, IntegrityError: it is encrypted, and cannot be opened.
         MissingError, FileAccessError: it cannot be read.
     """
-    wanted = np.dtype(dtype)
     if not is_nifti(path, identities):
-        stack, grid = _one_stack(path, identities)
-        return _from_stack(path, stack, grid, identities, wanted)
+        return read_stack(path, _one_stack(path, identities)[0], identities=identities, dtype=dtype)
     with open_nifti(path, identities) as (file, header):
-        array = read_voxels(path, file, header, wanted)
+        array = read_voxels(path, file, header, np.dtype(dtype))
         return Volume(array, header.grid, notes=header.notes)
 
 
@@ -124,10 +123,9 @@ def read_grid(path: Path, *, identities: Sequence[Identity] = ()) -> Grid:
 
 def _one_stack(path: Path, identities: Sequence[Identity]) -> tuple[Stack, Grid]:
     """Return the one volume in a DICOM file or folder. Raises ImageError if there is none, several, or an irregular one."""
-    contents = _contents(path, identities)
     volumes = [
         volume
-        for series in group_into_series(contents.instances)
+        for series in group_into_series(read_slices(path, identities=identities))
         for volume in volumes_of(series)
         if volume[0].rows is not None
     ]
@@ -140,45 +138,56 @@ def _one_stack(path: Path, identities: Sequence[Identity]) -> tuple[Stack, Grid]
     if len(stacks) > 1:
         hint = "`smp medical convert --format nifti` keeps all of them; take one of these"
         raise ImageError(f"{path} holds a volume at {len(stacks)} points in time, and one volume is wanted", hint=hint)
-    stack = stacks[0]
-    if stack.problems or stack.affine is None:
-        reasons = "; ".join(problem.text for problem in stack.problems) or "its geometry is not known"
-        raise ImageError(f"{path}: no regular volume: {reasons}")
-    shape = (stack.columns or 0, stack.rows or 0, len(stack.slices))
-    return stack, Grid(shape, np.array(lps_to_ras(stack.affine)))
+    return stacks[0], stack_grid(path, stacks[0])
 
 
-def _contents(path: Path, identities: Sequence[Identity]) -> FolderContents:
+def read_slices(path: Path, *, identities: Sequence[Identity] = ()) -> tuple[Instance, ...]:
+    """Return the headers of a DICOM file, or of all in a folder, for volumes in which no slice may be missing.
+
+    What is plainly no image may lie beside them: a DICOMDIR, a text, a program (Unreadable.beside), and files that are not
+    empty and have no mark of DICOM.
+
+    Raises:
+        ImageError, KeyMissingError, IntegrityError: a file that may be a slice cannot be read, or a folder among them.
+        MissingError, FileAccessError: `path` itself cannot be read.
+    """
     if not path.is_dir():
         found = read_instance(path, identities=identities)
         if isinstance(found, Unreadable):
             raise ImageError(f"{path}: {found.reason}")
-        return FolderContents((found,), ())
+        return (found,)
     contents = read_folder(path, identities=identities)
     for one in contents.unreadable:
-        _refuse_lost_slice(one, identities)
-    return contents
+        if not one.beside:
+            _refuse_lost_slice(one, identities)
+    return contents.instances
 
 
 def _refuse_lost_slice(one: Unreadable, identities: Sequence[Identity]) -> None:
-    """Raise if a file that cannot be read may be a slice: without it the volume would be shorter, and nobody would know."""
+    """Raise if what cannot be read may be a slice: without it the volume would be shorter, and nobody would know."""
     with os_errors(f"read {one.path}"):
-        if not one.path.is_file():
-            return
-        with open_dicom(one.path, identities) as file:
-            head = file.read(DICM_AT + 4)
-            if head[DICM_AT:] != b"DICM":
+        if one.path.is_file():
+            with open_dicom(one.path, identities) as file:
+                head = file.read(DICM_AT + 4)
+            if head and head[DICM_AT:] != b"DICM":
                 return
-            file.seek(0)
-            with foreign_data(f"{one.path}: {one.reason}"):
-                if scan_meta(file)[2] == MediaStorageDirectoryStorage:
-                    return
     raise ImageError(f"{one.path}: {one.reason}", hint="a volume is made only if all of its slices can be read")
 
 
-def _from_stack(path: Path, stack: Stack, grid: Grid, identities: Sequence[Identity], dtype: np.dtype[Any]) -> Volume:
-    array = np.empty(grid.shape, dtype, order="F")
-    exact = np.float64 if dtype != np.float32 else np.float32
+def stack_grid(path: Path, stack: Stack) -> Grid:
+    """Return where the voxels of a stack of images lie. Raises ImageError if they are no regular grid, naming `path`."""
+    if stack.problems or stack.affine is None:
+        reasons = "; ".join(problem.text for problem in stack.problems) or "its geometry is not known"
+        raise ImageError(f"{path}: no regular volume: {reasons}")
+    return Grid((stack.columns or 0, stack.rows or 0, len(stack.slices)), np.array(lps_to_ras(stack.affine)))
+
+
+def read_stack(path: Path, stack: Stack, *, identities: Sequence[Identity] = (), dtype: DTypeLike = np.float32) -> Volume:
+    """Read the voxels of a stack of images. Arguments and what is raised are those of read_volume; `path` is for messages."""
+    wanted = np.dtype(dtype)
+    grid = stack_grid(path, stack)
+    array = np.empty(grid.shape, wanted, order="F")
+    exact = np.float64 if wanted != np.float32 else np.float32
     bad = 0
     try:
         with np.errstate(over="ignore"):  # what becomes infinite is counted

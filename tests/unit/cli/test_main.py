@@ -21,8 +21,8 @@ from secure_media_processor.cli.main import main
 from secure_media_processor.cli.medical.group import medical
 
 HEAVY = {
-    "asyncio", "boto3", "cryptography", "cv2", "importlib.metadata", "numpy", "platformdirs", "pydantic", "pydicom", "rich",
-    "torch",
+    "SimpleITK", "asyncio", "boto3", "cryptography", "cv2", "importlib.metadata", "nibabel", "numpy", "onnx", "onnxruntime",
+    "openvino", "platformdirs", "pydantic", "pydicom", "rich", "scipy", "torch",
 }  # fmt: skip
 
 REPORT_MODULES = """
@@ -44,9 +44,16 @@ def loaded_by(*args: str, env: dict[str, str] | None = None) -> set[str]:
 
 def test_help_version_and_completion_load_nothing_of_weight() -> None:
     assert loaded_by("--help") & HEAVY == set()
+    assert loaded_by("medical", "--help") & HEAVY == set()
     assert loaded_by("--version") & HEAVY == set()
     completing = {"_SMP_COMPLETE": "bash_complete", "COMP_WORDS": "smp enc", "COMP_CWORD": "1"}
     assert loaded_by(env=completing) & HEAVY == set()
+
+
+@pytest.mark.parametrize("command", ["convert", "evaluate", "preprocess", "segment", "train"])
+def test_help_of_an_analysis_does_not_load_what_it_computes_with(command: str) -> None:
+    needed_anyway = {"asyncio", "cryptography", "importlib.metadata", "platformdirs", "pydantic", "rich"}
+    assert loaded_by("medical", command, "--help") & (HEAVY - needed_anyway) == set()
 
 
 def test_encrypting_loads_what_it_needs_and_no_more(work: Path, key_file: Path) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom.uid import generate_uid
+from pydicom import Dataset
+from pydicom.uid import EnhancedMRImageStorage, generate_uid
 
 from secure_media_processor.errors import ImageError, MissingError
-from secure_media_processor.medical.preprocessing.phases import PhaseStamp, _seconds, phase_order, read_phases
+from secure_media_processor.medical.preprocessing.phases import PhaseStamp, _instant, _seconds, phase_order, read_phases
 from unit.medical.synthetic import CANARY, image, save
 
 NOON = 12 * 3600.0
@@ -83,6 +84,12 @@ def test_times(time, day, seconds):
     assert _seconds(time, day) == (None if seconds is None else pytest.approx(seconds))
 
 
+def test_dates_with_times():
+    assert _instant("20240229235959.5+0100") == _seconds("235959.5", "20240229")
+    assert _instant("20240301000001-0930") - _instant("20240229235959.5") == 1.5
+    assert [_instant(moment) for moment in ("", "2024", "20240229", "20230229120000")] == [None] * 4
+
+
 def write_phases(folder: Path, times: tuple[str, ...], *, one_series: bool = False, seed: int = 4, **elements) -> None:
     """Write phases of 3 slices, all voxels of a slice of value 100 phase + slice, in files whose names are drawn by lot."""
     rng = np.random.default_rng(seed)
@@ -125,6 +132,58 @@ def test_dicom_phases_by_position(tmp_path):
     assert (found.by, found.times) == ("TemporalPositionIdentifier", None)
 
 
+def write_enhanced(path: Path, times: tuple[str | None, ...], positions: tuple[int | None, ...], *, seed: int = 3) -> None:
+    """Write all phases as one object, 3 slices each of value 100 phase + slice, its frames in an order drawn by lot."""
+    frames = [(phase, k) for phase in range(len(times)) for k in range(3)]
+    order = np.random.default_rng(seed).permutation(len(frames))
+    pixels = np.array([np.full((5, 6), 100 * frames[n][0] + frames[n][1], np.int16) for n in order])
+    ds = image(pixels, modality="MR", frames=True, ContentTime="235959", AcquisitionDateTime="20200102100000")
+    del ds.AcquisitionTime, ds.AcquisitionDate
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    measures, plane, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [2, 1], 3
+    plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    ds.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for n in order:
+        phase, k = frames[n]
+        content, place, group = Dataset(), Dataset(), Dataset()
+        content.FrameAcquisitionNumber = phase + 1
+        if times[phase] is not None:
+            content.FrameAcquisitionDateTime = times[phase]
+        if positions[phase] is not None:
+            content.TemporalPositionIndex = positions[phase]
+        place.ImagePositionPatient = [-5, -9, 3.0 * k]
+        group.FrameContentSequence, group.PlanePositionSequence = [content], [place]
+        groups.append(group)
+    ds.PerFrameFunctionalGroupsSequence = groups
+    save(ds, path)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("positions", [(None,) * 3, (3, 1, 2)])
+def test_frames_of_one_enhanced_object(tmp_path, positions, seed):
+    write_enhanced(tmp_path / "all", ("20200103000100", "20200102235930", "20200103000010.25"), positions, seed=seed)
+    found = read_phases(tmp_path)
+    assert phase_values(found) == [1, 2, 0]
+    assert (found.by, found.times) == ("AcquisitionTime", (0, 40.25, 90))
+    assert found.volumes[0].array[0, 0].tolist() == [100, 101, 102]
+
+
+def test_frames_of_one_enhanced_object_by_position_alone(tmp_path):
+    write_enhanced(tmp_path / "all", (None,) * 3, (3, 1, 2))
+    found = read_phases(tmp_path)
+    assert phase_values(found) == [1, 2, 0]
+    assert (found.by, found.times) == ("TemporalPositionIdentifier", None)
+    write_enhanced(tmp_path / "all", (None,) * 3, (None,) * 3)
+    with pytest.raises(ImageError, match="missing or equal"):
+        read_phases(tmp_path)
+    write_enhanced(tmp_path / "all", ("20200102100000", "20200102100100"), (2, 1))
+    with pytest.raises(ImageError, match="contradict"):
+        read_phases(tmp_path)
+
+
 def test_dicom_without_order_is_refused(tmp_path):
     write_phases(tmp_path, ("100000",) * 2)
     with pytest.raises(ImageError, match="missing or equal") as error:
@@ -155,6 +214,16 @@ def test_folders_that_hold_no_dynamic_series(tmp_path):
     (tmp_path / "lost" / "cut").write_bytes(next((tmp_path / "lost").iterdir()).read_bytes()[:300])
     with pytest.raises(ImageError, match="cut"):
         read_phases(tmp_path / "lost")
+
+
+def test_side_files_are_no_slices(tmp_path):
+    write_phases(tmp_path, ("100000", "100100"))
+    (tmp_path / "README").write_text("what lies here")
+    (tmp_path / "settings.json").write_text("{}")
+    assert len(read_phases(tmp_path).volumes) == 2
+    (tmp_path / "empty").touch()
+    with pytest.raises(ImageError, match="empty"):
+        read_phases(tmp_path)
 
 
 def test_a_missing_slice_is_no_phase(tmp_path):

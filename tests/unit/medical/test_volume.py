@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 
 from conftest import left_in
 from secure_media_processor.core.encryption import encrypt_file
@@ -24,6 +26,7 @@ from secure_media_processor.errors import (
     UsageError,
     WrongKeyError,
 )
+from secure_media_processor.medical.nifti import files_by_name
 from secure_media_processor.medical.volume import (
     MAX_VOXELS,
     ORIENTATIONS,
@@ -285,6 +288,52 @@ def test_what_is_no_single_regular_volume(work: Path) -> None:
     last.write_bytes(last.read_bytes()[:300])
     with pytest.raises(ImageError, match=last.name):
         read_volume(Path("in"))
+
+
+def test_what_may_lie_beside_slices(work: Path) -> None:
+    series("in")
+    disc = Path(str(get_testdata_file("MR_small.dcm", download=False))).parent / "dicomdirtests" / "DICOMDIR"
+    shutil.copy(disc, "in/DICOMDIR")
+    for name in ("README", "viewer.exe", "sidecar.json", "labels.nii"):
+        Path("in", name).write_bytes(b"not DICOM" * 100)
+    Path("in/thumbs.db").touch()
+    grid = read_volume(Path("in")).grid
+    assert grid.shape == (9, 7, 6)
+    assert same_grid(read_grid(Path("in")), grid)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM garbage"])
+def test_what_may_be_a_lost_slice_is_not_passed_over(work: Path, content: bytes) -> None:
+    series("in")
+    Path("in/0007").write_bytes(content)
+    with pytest.raises(ImageError, match="0007"):
+        read_volume(Path("in"))
+
+
+def test_a_folder_that_is_not_looked_into_may_hold_slices(work: Path) -> None:
+    series("in")
+    series("elsewhere")
+    Path("in/more").symlink_to(Path("elsewhere").resolve())
+    with pytest.raises(ImageError, match="link to a folder"):
+        read_volume(Path("in"))
+
+
+def test_nifti_files_of_a_folder_by_name(work: Path) -> None:
+    for name in ("b.nii.gz", "a.nii", "c.nii.gz.smp", ".hidden.nii", "notes.txt"):
+        Path(name).touch()
+    Path("folder.nii").mkdir()
+    assert {name: path.name for name, path in files_by_name(work).items()} == {
+        "a": "a.nii",
+        "b": "b.nii.gz",
+        "c": "c.nii.gz.smp",
+    }
+    Path("a.nii.gz").touch()
+    with pytest.raises(UsageError, match="one name"):
+        files_by_name(work)
+    with pytest.raises(MissingError, match="no NIfTI file"):
+        files_by_name(work / "folder.nii")
+    with pytest.raises(MissingError):
+        files_by_name(work / "absent")
 
 
 def test_encrypted_volumes_are_read_in_memory(work: Path, key: SymmetricKey, tmp_path_factory: pytest.TempPathFactory) -> None:

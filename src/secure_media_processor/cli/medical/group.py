@@ -25,7 +25,7 @@ COMMANDS: Sections = {
     "Analysis": {
         "preprocess": ("medical.preprocess", "preprocess", "Prepare MR volumes: bias field, noise, intensities, spacing."),
         "evaluate": ("medical.evaluate", "evaluate", "Measure segmentations, or predicted probabilities, against the truth."),
-        "segment": ("medical.segment", "segment", "Segment an image with a model. Research use only."),
+        "segment": ("medical.segment", "segment", "Segment an image with a model."),
         "model": ("medical.model", "model", "Look at model packages and check them."),
         "train": ("medical.train", "train", "Train a U-Net from images and label maps."),
     },
@@ -38,4 +38,4 @@ COMMANDS: Sections = {
 
 @click.group(cls=LazyGroup, sections=COMMANDS)
 def medical() -> None:
-    """Read, de-identify and convert DICOM."""
+    """Read, de-identify, convert and analyse medical images."""

@@ -8,6 +8,7 @@ from secure_media_processor.cli.lazy import LazyGroup, Sections
 
 COMMANDS: Sections = {
     "Packages": {
+        "install": ("medical.model_install", "install", "Make a model package from weights that are installed."),
         "info": ("medical.model_info", "info", "Show what a model package says of its model."),
         "verify": ("medical.model_verify", "verify", "Check a model package and run its self-test."),
     },

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from secure_media_processor.cli.medical.named_models import package_path
 from secure_media_processor.cli.options import PATH, output_options
 from secure_media_processor.cli.schemas import ModelMetric, ModelShown
 from secure_media_processor.cli.ui import current, table
@@ -32,7 +33,7 @@ def info(package: Path) -> None:
     """
     from secure_media_processor.medical.inference.packages import read_package
 
-    read = read_package(package)
+    read = read_package(package_path(package))
     shown = _shown(read)
     current().result(shown, _text(read.card, shown))
 
@@ -73,6 +74,8 @@ def _shown(package: Package) -> ModelShown:
 def _architecture(card: ModelCard) -> str:
     if card.architecture.kind == "onnx":
         return f"ONNX, {card.dimensions}D"
+    if card.architecture.kind == "linknet":
+        return "two LinkNets, 3D"
     features = ", ".join(map(str, card.architecture.channels))
     return f"{card.architecture.variant} U-Net, {card.dimensions}D, features {features}"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from secure_media_processor.cli.auditing import recorded
+from secure_media_processor.cli.medical.named_models import package_path
 from secure_media_processor.cli.options import PATH, output_options
 from secure_media_processor.cli.schemas import ModelVerified
 from secure_media_processor.cli.ui import current
@@ -41,7 +42,7 @@ def verify(package: Path, *, engine: Literal["auto", "torch", "openvino", "onnx"
         from secure_media_processor.medical.inference.vectors import verify_vector
         from secure_media_processor.medical.unet.engines import choose
 
-        read = read_package(package)
+        read = read_package(package_path(package))
         choice = choose(read, engine=engine, precision="float32", device="cpu")
         found = verify_vector(read, choice)
         if found is not None and not found.passed:

@@ -9,6 +9,7 @@ import click
 
 from secure_media_processor.cli.auditing import recorded
 from secure_media_processor.cli.chosen_keys import keys_at_hand
+from secure_media_processor.cli.medical.named_models import package_path
 from secure_media_processor.cli.options import FILE, PATH, force_option, key_option, output_options
 from secure_media_processor.cli.schemas import MedicalSegmented, SegmentedRegion, UsedModel
 from secure_media_processor.cli.ui import counted, current, table
@@ -132,7 +133,7 @@ def segment(
         _refuse_bad_places([source, *channels, model], target, extra, kind)
         refuse_existing([*extra, *([] if kind == "png" else [target])], overwrite=force)
         keys = keys_at_hand(key_file)
-        package = read_package(model)
+        package = read_package(package_path(model))
         options = Options(
             engine=engine,
             precision=precision,

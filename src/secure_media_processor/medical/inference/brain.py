@@ -12,20 +12,19 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import interpolate
 
-from secure_media_processor.errors import ImageError, ModelError
-from secure_media_processor.medical.inference.linknet import LinkNet
+from secure_media_processor.errors import ImageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-BOX: Final = "box."
-"""Prefix of the weights that find the box."""
-BRAIN: Final = "brain."
-"""Prefix of the weights that find the brain in it."""
-_COARSE, _FINE = (128, 128, 128), (256, 256, 256)
+    from secure_media_processor.medical.inference.linknet import LinkNet, LinkNetPair
+
+PASSES: Final = ((128, 128, 128), (256, 256, 256))
+"""Sizes of what the two networks see, voxels."""
+_COARSE, _FINE = PASSES
 _QUANTILES = (0.005, 0.995)
 _MARGIN = 0.1  # of the box, on each side
 _LEAST_ROW = 0.02  # share of a plane that must be brain for the plane to count
@@ -33,32 +32,9 @@ _LEAST_ROW = 0.02  # share of a plane that must be brain for the plane to count
 _MEAN, _DEVIATION = 0.449, 0.226
 
 
-def brain_networks(weights: Mapping[str, Tensor], device: str = "cpu") -> tuple[LinkNet, LinkNet]:
-    """Return the networks for the box and for the brain.
-
-    Args:
-        weights: Of both, with the prefixes BOX and BRAIN; any floating-point type, computed in float32.
-        device: Where they are to compute.
-
-    Raises:
-        ModelError: they are not those of two LinkNets.
-    """
-    networks = []
-    for prefix in (BOX, BRAIN):
-        network = LinkNet()
-        own = {name.removeprefix(prefix): tensor.float() for name, tensor in weights.items() if name.startswith(prefix)}
-        try:
-            network.load_state_dict(own)
-        except RuntimeError:
-            raise ModelError(f"the weights {prefix}* are not those of the network") from None
-        networks.append(network.eval().to(device))
-    box, brain = networks
-    return box, brain
-
-
 def brain_mask(
     array: NDArray[np.float32],
-    networks: tuple[LinkNet, LinkNet],
+    networks: LinkNetPair,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.bool_]:
@@ -67,23 +43,22 @@ def brain_mask(
     Args:
         array: T1-weighted head with its skull, shape (i, j, k), to the right, front and top (RAS), finite. Its voxels may have
             any size, but a field of view that is not about a head's makes the result worse.
-        networks: From brain_networks.
+        networks: With their weights, ready to infer, float32, on the device that is to compute.
         progress: Gets how many of the two passes are done, and 2.
 
     Raises:
         ImageError: there is nothing in the image that the network takes for a brain.
     """
-    finder, extractor = networks
-    device = next(finder.parameters()).device
+    device = next(networks.parameters()).device
     whole = torch.from_numpy(np.ascontiguousarray(array)).to(device)
     coarse = _resized(whole, _COARSE)
     low, high = (float(value) for value in np.quantile(coarse.cpu().numpy(), _QUANTILES))
     if not low < high:
         raise ImageError("the image holds nothing but one value")
-    box = _box(_largest(_pass(finder, coarse, low, high)), array.shape)
+    box = _box(_largest(_pass(networks.box, coarse, low, high)), array.shape)
     if progress is not None:
         progress(1, 2)
-    found = _pass(extractor, _resized(whole[box], _FINE), low, high)
+    found = _pass(networks.brain, _resized(whole[box], _FINE), low, high)
     back = _resized(torch.from_numpy(found).to(torch.uint8), whole[box].shape).numpy().astype(bool)
     mask = np.zeros(array.shape, bool)
     mask[box] = ndimage.binary_fill_holes(_largest(back))

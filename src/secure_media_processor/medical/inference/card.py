@@ -97,7 +97,18 @@ class OnnxArchitecture(_Strict):
     """What the size of a window must be a multiple of, in voxels."""
 
 
-Architecture: TypeAlias = Annotated[UNetArchitecture | OnnxArchitecture, Field(discriminator="kind")]
+class LinkNetArchitecture(_Strict):
+    """The two networks of medical/inference/brain.py: one finds the box in which the brain is, one the brain in that box."""
+
+    kind: Literal["linknet"] = "linknet"
+
+    @property
+    def multiple(self) -> int:
+        """What the size of an input must be a multiple of, in voxels."""
+        return 32
+
+
+Architecture: TypeAlias = Annotated[UNetArchitecture | OnnxArchitecture | LinkNetArchitecture, Field(discriminator="kind")]
 
 
 class Normalization(_Strict):
@@ -263,6 +274,10 @@ class ModelCard(_Strict):
                 raise ValueError("out_channels is not the number of outputs.labels")
             if self.architecture.dimensions != dimensions:
                 raise ValueError("inputs.roi has not the dimensions of the architecture")
+        if isinstance(self.architecture, LinkNetArchitecture):
+            sizes = (len(self.inputs.channels), len(self.outputs.labels), dimensions, self.inputs.orientation, self.task)
+            if sizes != (1, 2, 3, "RAS", "segment"):
+                raise ValueError("linknet segments one label in one image of three dimensions that is oriented RAS")
         if self.test_vector is not None and len(self.test_vector.shape) != dimensions:
             raise ValueError("the shape of the test vector has not the dimensions of inputs.roi")
         return self

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def build_linknet() -> LinkNet:
-    """Return the network without trained weights: 2,126,258 of them."""
-    return LinkNet()
+class LinkNetPair(nn.Module):
+    """The two networks of a package: `box` finds where the brain is, `brain` finds it there.
+
+    Called as a whole, as the self-test of packages does, it gives the logits of both, (B, 4, D, H, W).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box = LinkNet()
+        self.brain = LinkNet()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of both networks for one input."""
+        return torch.cat([self.box(x), self.brain(x)], dim=1)
 
 
 class LinkNet(nn.Module):
-    """A residual encoder and a light decoder, joined by addition.
+    """A residual encoder and a light decoder, joined by addition; 2,126,258 weights.
 
     Takes (B, 1, D, H, W) with sizes that are multiples of 32, and gives logits (B, 2, D, H, W): of the rest and of the brain.
     """

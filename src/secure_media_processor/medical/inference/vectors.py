@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from secure_media_processor.errors import ModelError
-from secure_media_processor.medical.inference.card import ONNX, TestVector, UNetArchitecture
+from secure_media_processor.medical.inference.card import ONNX, OnnxArchitecture, TestVector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,9 +83,9 @@ def vector_of(package: Package) -> TestVector:
 def vector_shape(package: Package) -> tuple[int, ...]:
     """Return the smallest window with which the network can be tried: no level of it is left with a single voxel."""
     architecture, roi = package.card.architecture, package.card.inputs.roi
-    if isinstance(architecture, UNetArchitecture):
-        return tuple(max(_LEAST, 2 * architecture.multiple) for _ in roi)
-    return tuple(roi)
+    if isinstance(architecture, OnnxArchitecture):
+        return tuple(roi)
+    return tuple(max(_LEAST, 2 * architecture.multiple) for _ in roi)
 
 
 def verify_vector(package: Package, choice: Choice) -> Verified | None:

@@ -12,10 +12,10 @@ from math import prod
 from typing import TYPE_CHECKING, Final
 
 from secure_media_processor.errors import MissingExtraError, ModelError
-from secure_media_processor.medical.inference.card import WEIGHTS, UNetArchitecture
+from secure_media_processor.medical.inference.card import WEIGHTS, OnnxArchitecture
 
 if TYPE_CHECKING:
-    from secure_media_processor.medical.inference.card import ModelCard
+    from secure_media_processor.medical.inference.card import LinkNetArchitecture, ModelCard, UNetArchitecture
 
 _LENGTH: Final = 8
 _MAX_HEADER: Final = 4 * 1024**2
@@ -66,7 +66,7 @@ def read_header(data: bytes) -> dict[str, TensorInfo]:
 
 def check_weights(data: bytes, card: ModelCard) -> None:
     """Raise ModelError unless the tensors have the names, shapes and types of the card's architecture."""
-    if not isinstance(card.architecture, UNetArchitecture):
+    if isinstance(card.architecture, OnnxArchitecture):
         raise ModelError("the architecture has no weights of its own")
     found, wanted = read_header(data), expected_tensors(card.architecture)
     if found.keys() != wanted.keys():
@@ -80,16 +80,16 @@ def check_weights(data: bytes, card: ModelCard) -> None:
             raise ModelError(f"{WEIGHTS}: {name} has the type {info.dtype}, not one of {', '.join(_FLOATS)}")
 
 
-def expected_tensors(architecture: UNetArchitecture) -> dict[str, tuple[int, ...]]:
+def expected_tensors(architecture: UNetArchitecture | LinkNetArchitecture) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each weight, without memory for a single one."""
     try:
         import torch  # noqa: PLC0415 - heavy
     except ImportError:
         raise MissingExtraError("torch is not installed", hint="pip install 'secure-media-processor[ml]'") from None
-    from secure_media_processor.medical.unet.models import build_unet  # noqa: PLC0415 - as torch
+    from secure_media_processor.medical.inference.networks import build  # noqa: PLC0415 - as torch
 
     with torch.device("meta"):
-        network = build_unet(architecture.config())
+        network = build(architecture)
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 

@@ -95,17 +95,21 @@ def n4(
         UsageError: shapes do not fit, or a setting makes no sense.
     """
     field = bias_field(array, mask, spacing, shrink=shrink, iterations=iterations)
-    corrected, logarithm = np.empty_like(array, np.float32), np.empty_like(array, np.float32)
-    for part, values in field.slabs():
-        logarithm[part] = values
-        np.divide(array[part], np.exp(values), out=corrected[part], casting="same_kind")
-    return corrected, logarithm
+    logarithm = np.empty_like(array, np.float32)
+    return divided(array, field, logarithm=logarithm), logarithm
 
 
-def divided(array: NDArray[Any], field: BiasField, *, out: Volume32 | None = None) -> Volume32:
-    """Divide a volume by a field, float32; `out` may be the volume itself, which then needs no more memory."""
+def divided(
+    array: NDArray[Any], field: BiasField, *, out: Volume32 | None = None, logarithm: Volume32 | None = None
+) -> Volume32:
+    """Divide a volume by a field, float32; `out` may be the volume itself, which then needs no more memory.
+
+    Where there is a `logarithm`, the natural logarithm of the field is written into it.
+    """
     corrected = np.empty_like(array, np.float32) if out is None else out
     for part, values in field.slabs():
+        if logarithm is not None:
+            logarithm[part] = values
         np.divide(array[part], np.exp(values), out=corrected[part], casting="same_kind")
     return corrected
 

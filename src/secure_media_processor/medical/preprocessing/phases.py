@@ -7,35 +7,36 @@ used as differences in seconds, and never shown.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom import Dataset
 
 from secure_media_processor.errors import ImageError, MissingError
-from secure_media_processor.medical.convert.outcome import SliceError
-from secure_media_processor.medical.convert.volume import measured_slices
-from secure_media_processor.medical.dicom.elements import number, text, whole_number
-from secure_media_processor.medical.dicom.geometry import lps_to_ras
-from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset, read_folder
+from secure_media_processor.medical.dicom.elements import items, number, text, whole_number
+from secure_media_processor.medical.dicom.reader import Unreadable, read_dataset
 from secure_media_processor.medical.dicom.series import group_into_series
-from secure_media_processor.medical.volume import Grid, Volume
+from secure_media_processor.medical.volume import read_slices, read_stack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from secure_media_processor.core.recipients import Identity
+    from secure_media_processor.medical.dicom.frames import Frame
     from secure_media_processor.medical.dicom.series import Stack
+    from secure_media_processor.medical.volume import Volume
 
 _TIME = re.compile(r"(\d\d):?(\d\d)?:?(\d\d(?:\.\d{1,6})?)?")  # TM of PS3.5 table 6.2-1, and its colons of old
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d)")
+_OFFSET = re.compile(r"[+-]\d{4}$")  # from UTC
 _DAY = 24 * 3600.0
 _TAGS = (
-    "AcquisitionDate", "AcquisitionTime", "ContentDate", "ContentTime", "TemporalPositionIdentifier", "TriggerTime",
-    "ContrastBolusStartTime",
+    "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContentDate", "ContentTime", "TemporalPositionIdentifier",
+    "TriggerTime", "ContrastBolusStartTime", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 
 
@@ -44,13 +45,14 @@ class PhaseStamp:
     """What an image says of when it was taken."""
 
     acquired: float | None = None
-    """AcquisitionTime (0008,0032), seconds from midnight, with the days of AcquisitionDate (0008,0022) where it is there."""
+    """AcquisitionTime (0008,0032), seconds from midnight, with the days of AcquisitionDate (0008,0022) where it is there; of an
+    enhanced object FrameAcquisitionDateTime (0018,9074), else AcquisitionDateTime (0008,002A), seconds from year 1."""
     position: int | None = None
-    """TemporalPositionIdentifier (0020,0100); they count from 1."""
+    """TemporalPositionIdentifier (0020,0100), or TemporalPositionIndex (0020,9128); they count from 1."""
     content: float | None = None
     """ContentTime (0008,0033) as `acquired`: when the image was made, which may be long after."""
     trigger: float | None = None
-    """TriggerTime (0018,1060), seconds."""
+    """TriggerTime (0018,1060), or NominalCardiacTriggerDelayTime (0020,9153), seconds."""
     bolus: float | None = None
     """ContrastBolusStartTime (0018,1042), seconds from midnight."""
 
@@ -145,16 +147,16 @@ def read_phases(folder: Path, *, identities: Sequence[Identity] = ()) -> Phases:
     """Read the phases in a folder of DICOM, of one series or of several, under any names of files.
 
     Phases are regular stacks on one grid, of one kind (ImageType, echo) and frame of reference. Other stacks in the folder,
-    each alone on its grid or of its kind, are left out. All phases are in memory at once, float32.
+    each alone on its grid or of its kind, are left out. All phases are in memory at once, float32. They may be frames of one
+    enhanced object or of several.
 
     Raises:
-        ImageError: there are not at least two phases, or two dynamic series; a file cannot be read; see phase_order.
+        ImageError: there are not at least two phases, or two dynamic series; see phase_order and read_slices.
+        KeyMissingError, IntegrityError: a file is encrypted, and cannot be opened.
         MissingError: there are no DICOM images.
     """
-    contents = read_folder(folder, identities=identities)
-    for one in contents.unreadable:
-        raise ImageError(f"{one.path}: {one.reason}", hint="phases are put together only if all files can be read")
-    stacks = [stack for series in group_into_series(contents.instances) for stack in series.stacks if stack.rows is not None]
+    slices = read_slices(folder, identities=identities)
+    stacks = [stack for series in group_into_series(slices) for stack in series.stacks if stack.rows is not None]
     if not stacks:
         raise MissingError(f"{folder} holds no DICOM images")
     groups: list[list[Stack]] = []
@@ -166,8 +168,9 @@ def read_phases(folder: Path, *, identities: Sequence[Identity] = ()) -> Phases:
         raise ImageError(f"{folder} holds {len(dynamic)} dynamic series, and one is wanted", hint="name the folder of one")
     if not dynamic:
         raise ImageError(f"{folder}: there is one phase only: one before the contrast medium and one after it are needed")
-    found = phase_order([_stamp(stack, identities) for stack in dynamic[0]])
-    return Phases(tuple(_volume(dynamic[0][n], identities) for n in found.order), found.times, found.by)
+    found = phase_order(_stamps(dynamic[0], identities))
+    volumes = (read_stack(folder, dynamic[0][n], identities=identities) for n in found.order)
+    return Phases(tuple(volumes), found.times, found.by)
 
 
 def _kind(stack: Stack) -> tuple[object, ...]:
@@ -176,41 +179,76 @@ def _kind(stack: Stack) -> tuple[object, ...]:
     return (one.instance.frame_of_reference_uid, frame.image_type, frame.echo_number, frame.echo_time, frame.b_value)
 
 
-def _stamp(stack: Stack, identities: Sequence[Identity]) -> PhaseStamp:
-    """Return the stamp of a stack: of the slice that was taken first."""
-    stamps = []
-    for instance in stack.instances:
-        header = read_dataset(instance.path, tags=_TAGS, identities=identities)
-        if isinstance(header, Unreadable):
-            raise ImageError(f"{instance.path}: {header.reason}")
-        trigger = number(header, "TriggerTime")
-        stamps.append(
-            PhaseStamp(
-                acquired=_seconds(text(header, "AcquisitionTime"), text(header, "AcquisitionDate")),
-                position=whole_number(header, "TemporalPositionIdentifier"),
-                content=_seconds(text(header, "ContentTime"), text(header, "ContentDate")),
-                trigger=None if trigger is None else trigger / 1000,
-                bolus=_seconds(text(header, "ContrastBolusStartTime"), ""),
-            )
-        )
-    frames = [one.frame for one in stack.slices]
+def _stamps(stacks: Sequence[Stack], identities: Sequence[Identity]) -> list[PhaseStamp]:
+    """Return the stamp of each stack: of the slice that was taken first."""
+    headers: dict[Path, _Header] = {}
+    found = []
+    for stack in stacks:
+        for instance in stack.instances:
+            if instance.path not in headers:
+                headers[instance.path] = _Header.read(instance.path, identities)
+        found.append(_earliest([headers[one.instance.path].stamp(one.frame) for one in stack.slices]))
+    return found
 
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What an object says of its times."""
+
+    whole: PhaseStamp
+    """Of all its frames."""
+    moments: tuple[float | None, ...]
+    """FrameAcquisitionDateTime (0018,9074) of each frame of an enhanced object, seconds from year 1; no others have it."""
+
+    @classmethod
+    def read(cls, path: Path, identities: Sequence[Identity]) -> _Header:
+        header = read_dataset(path, tags=_TAGS, identities=identities)
+        if isinstance(header, Unreadable):
+            raise ImageError(f"{path}: {header.reason}")
+        trigger = number(header, "TriggerTime")
+        acquired = _seconds(text(header, "AcquisitionTime"), text(header, "AcquisitionDate"))
+        whole = PhaseStamp(
+            acquired=_instant(text(header, "AcquisitionDateTime")) if acquired is None else acquired,
+            position=whole_number(header, "TemporalPositionIdentifier"),
+            content=_seconds(text(header, "ContentTime"), text(header, "ContentDate")),
+            trigger=None if trigger is None else trigger / 1000,
+            bolus=_seconds(text(header, "ContrastBolusStartTime"), ""),
+        )
+        groups = items(header, "PerFrameFunctionalGroupsSequence")
+        contents = (next(iter(items(group, "FrameContentSequence")), Dataset()) for group in groups)
+        return cls(whole, tuple(_instant(text(content, "FrameAcquisitionDateTime")) for content in contents))
+
+    def stamp(self, frame: Frame) -> PhaseStamp:
+        """Return the stamp of one frame: what it says of itself comes before what stands for all of them."""
+        own = self.moments[frame.index] if frame.index < len(self.moments) else None
+        position, trigger = frame.temporal_position, frame.trigger_time
+        return replace(
+            self.whole,
+            acquired=self.whole.acquired if own is None else own,
+            position=self.whole.position if position is None else position,
+            trigger=self.whole.trigger if trigger is None else trigger / 1000,
+        )
+
+
+def _earliest(stamps: Sequence[PhaseStamp]) -> PhaseStamp:
     def least(values: list[float | None]) -> float | None:
         found = [value for value in values if value is not None]
         return min(found) if len(found) == len(values) else None
 
-    position = least([stamp.position for stamp in stamps]) or least([frame.temporal_position for frame in frames])
-    trigger = least([stamp.trigger for stamp in stamps])
-    if trigger is None:
-        milliseconds = least([frame.trigger_time for frame in frames])
-        trigger = None if milliseconds is None else milliseconds / 1000
+    position = least([stamp.position for stamp in stamps])
     return PhaseStamp(
         acquired=least([stamp.acquired for stamp in stamps]),
         position=None if position is None else int(position),
         content=least([stamp.content for stamp in stamps]),
-        trigger=trigger,
+        trigger=least([stamp.trigger for stamp in stamps]),
         bolus=least([stamp.bolus for stamp in stamps]),
     )
+
+
+def _instant(moment: str) -> float | None:
+    """Return seconds from the beginning of year 1 of a DICOM date and time (DT); its offset from UTC is left out."""
+    local = _OFFSET.sub("", moment)
+    return _seconds(local[8:], local[:8])
 
 
 def _seconds(time: str, day: str) -> float | None:
@@ -224,20 +262,3 @@ def _seconds(time: str, day: str) -> float | None:
         return None
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return days * _DAY + hours * 3600 + minutes * 60 + seconds
-
-
-def _volume(stack: Stack, identities: Sequence[Identity]) -> Volume:
-    first = stack.slices[0].instance
-    if stack.problems or stack.affine is None:
-        reasons = "; ".join(problem.text for problem in stack.problems) or "its geometry is not known"
-        raise ImageError(f"a phase is no regular volume: {reasons}")
-    grid = Grid((stack.columns or 0, stack.rows or 0, len(stack.slices)), np.array(lps_to_ras(stack.affine)))
-    array = np.empty(grid.shape, np.float32, order="F")
-    try:
-        for k, pixels in enumerate(measured_slices(stack, np.float32, identities=identities)):
-            array[:, :, k] = pixels.T
-    except SliceError as error:
-        raise ImageError(f"{error.path}: {error}", hint=error.hint) from error
-    if not (np.isfinite(array.min()) and np.isfinite(array.max())):
-        raise ImageError(f"{first.path}: a phase has values that are no finite numbers")
-    return Volume(array, grid, first.frame_of_reference_uid or None, first.modality or None)

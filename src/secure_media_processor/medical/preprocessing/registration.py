@@ -12,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - everybody calls it so
 
 from secure_media_processor.errors import ImageError, UsageError
+from secure_media_processor.medical.grid import corners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +52,7 @@ class RigidMotion:
 
     def largest_shift(self, grid: Grid) -> float:
         """Return how far the corner of a grid moves that moves most, mm."""
-        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-        places = grid.affine @ (corners * [*(n - 1 for n in grid.shape), 1]).T
+        places = grid.affine @ np.array([[*corner, 1] for corner in corners(grid.shape)]).T
         return float(np.linalg.norm(((self.matrix - np.eye(4)) @ places)[:3], axis=0).max())
 
 

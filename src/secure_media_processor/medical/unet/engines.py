@@ -18,7 +18,7 @@ import numpy as np
 
 from secure_media_processor.core.device import has_bfloat16, usable_cores
 from secure_media_processor.errors import MissingExtraError, ModelError, UsageError
-from secure_media_processor.medical.inference.card import OnnxArchitecture
+from secure_media_processor.medical.inference.card import LinkNetArchitecture, OnnxArchitecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +81,8 @@ def choose(
         UsageError: they do not go together.
         MissingExtraError: what is asked for is not there.
     """
+    if isinstance(package.card.architecture, LinkNetArchitecture):
+        return _linknet_choice(engine, precision, device)
     is_graph = isinstance(package.card.architecture, OnnxArchitecture)
     if engine == "torch" and is_graph:
         raise UsageError("this model is an ONNX graph, which torch does not run", hint="use --engine openvino or onnx")
@@ -104,6 +106,14 @@ def choose(
     return Choice(chosen, precision, "cuda" if on_gpu else "cpu")
 
 
+def _linknet_choice(engine: str, precision: str, device: Literal["auto", "cpu", "cuda"]) -> Choice:
+    if engine not in ("auto", "torch") or precision == "bfloat16":
+        raise UsageError("this model runs with torch in float32 only", hint="leave out --engine and --precision")
+    if device == "cuda" and not _has_gpu():
+        raise MissingExtraError("torch sees no GPU", hint="use --device cpu")
+    return Choice("torch", "float32", "cuda" if device != "cpu" and _has_gpu() else "cpu")
+
+
 def engines_of(package: Package, choice: Choice) -> Engines:
     """Return what opens the engines of a package. Raises ModelError if its weights are not finite."""
     if choice.engine == "onnx":
@@ -116,14 +126,14 @@ def engines_of(package: Package, choice: Choice) -> Engines:
 def network_of(package: Package) -> Any:
     """Return the network of a package with its weights, float32, on the CPU, ready to infer."""
     torch = _module("torch")
-    from secure_media_processor.medical.unet.models import build_unet  # noqa: PLC0415 - brings torch
+    from secure_media_processor.medical.inference.networks import build  # noqa: PLC0415 - brings torch
 
     architecture = package.card.architecture
     if isinstance(architecture, OnnxArchitecture):
         raise ModelError("an ONNX graph is no torch network", hint="use --engine openvino or onnx")
     state = package.state_dict()
     with torch.device("meta"):  # its random weights are never made
-        network = build_unet(architecture.config())
+        network = build(architecture)
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=True, assign=True)
     return network.requires_grad_(requires_grad=False).eval()
 
@@ -211,7 +221,7 @@ class _OpenVinoEngines:
         torch = _module("torch")
         network = network_of(self.package)
         # As small as it can be: what is recorded does not depend on it. The padding of the network is not wanted in there.
-        example = torch.zeros([1, shape[1], *[2 * architecture.multiple] * architecture.dimensions])
+        example = torch.zeros([1, shape[1], *[2 * architecture.multiple] * (len(shape) - 2)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls the recording that OpenVINO asks it for deprecated
             return self.openvino.convert_model(_Unpadded.of(network), example_input=example, input=shape)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import numpy as np
 
+from secure_media_processor.core.device import available_memory
 from secure_media_processor.errors import ModelError, UsageError
-from secure_media_processor.medical.unet.engines import Choice, OutOfMemoryError, choose, engines_of
+from secure_media_processor.medical.inference.card import LinkNetArchitecture
+from secure_media_processor.medical.unet.engines import Choice, OutOfMemoryError, choose, engines_of, network_of
 from secure_media_processor.medical.unet.label_maps import resampled_labels
-from secure_media_processor.medical.unet.memory import chosen, needs
+from secure_media_processor.medical.unet.memory import chosen, gigabytes, needs, resident
 from secure_media_processor.medical.unet.postprocessing import postprocessed
 from secure_media_processor.medical.unet.preparation import prepared
 from secure_media_processor.medical.unet.windows import Plan, blend, cut, fit, in_slices
@@ -43,6 +45,7 @@ Progress: TypeAlias = "Callable[[int, int], None]"
 NOTICE: Final = "research use only: not for diagnosis or treatment"
 _GPU_BATCH: Final = 4
 _SLICES: Final = 8  # of a 2D network at a time
+_LINKNET_BYTES: Final = 1_200_000_000  # at 256³ in float32, libraries included: 1.1 GB were seen
 _LEAST: Final = 2  # windows are not made smaller than this many times what they are a multiple of
 
 
@@ -127,6 +130,8 @@ def segment(
     if card.task != "segment":
         raise ModelError(f"{card.name} does not segment: its task is {card.task}", hint="use `smp medical predict`")
     choice = choose(package, engine=options.engine, precision=options.precision, device=options.device)
+    if isinstance(card.architecture, LinkNetArchitecture):
+        return _segment_brain(volumes, package, choice, options, progress)
     seen = prepared(volumes, card.inputs)
     warnings = _doubts(volumes, seen, card)
     attempt, peak = _first_attempt(seen, package, choice, options)
@@ -148,16 +153,53 @@ def segment(
     )
 
 
-def _doubts(volumes: Sequence[Volume], seen: Prepared, card: ModelCard) -> list[str]:
-    """Return why the result may be worth less than the model promises."""
+def _segment_brain(
+    volumes: Sequence[Volume], package: Package, choice: Choice, options: Options, progress: Progress | None
+) -> Segmentation:
+    """Segment with two passes over the whole volume, without windows."""
+    from secure_media_processor.medical.inference.brain import PASSES, brain_mask  # noqa: PLC0415 - brings torch
+
+    began = time.perf_counter()
+    if options.tta or options.uncertainty or options.tile is not None:
+        raise UsageError("this model has no windows and no uncertainty", hint="leave out --tta, --uncertainty and --tile")
+    if len(volumes) != 1:
+        raise ModelError(f"{package.card.name} takes one image, not {len(volumes)}")
+    turned = reoriented(volumes[0], package.card.inputs.orientation)
+    peak = resident() + _LINKNET_BYTES + 6 * turned.grid.size
+    limit = options.max_memory or resident() + available_memory()
+    if choice.device == "cpu" and peak > limit:
+        raise UsageError(f"this needs about {gigabytes(peak)}, and {gigabytes(limit)} is there", hint="free some memory")
+    mask = brain_mask(turned.array.astype(np.float32, copy=False), network_of(package).to(choice.device), progress=progress)
+    return Segmentation(
+        labels=_turned_back(mask.astype(np.uint8), turned.grid, volumes[0]),
+        uncertainty=None,
+        choice=choice,
+        window=PASSES[-1],
+        windows=len(PASSES),
+        work=sum(map(prod, PASSES)) / turned.grid.size,
+        model_shape=turned.grid.shape,
+        peak_memory=peak,
+        seconds=time.perf_counter() - began,
+        warnings=tuple(_notes(volumes, package.card)),
+    )
+
+
+def _notes(volumes: Sequence[Volume], card: ModelCard) -> list[str]:
+    """Return what is doubtful about the images themselves."""
     found = [note for volume in volumes for note in volume.notes]
     wanted, given = card.inputs.modality, {volume.modality for volume in volumes} - {None}
     if wanted is not None and given - {wanted}:
         found.append(f"the model was made for {wanted}, and this is {', '.join(sorted(map(str, given)))}")
+    return list(dict.fromkeys(found))
+
+
+def _doubts(volumes: Sequence[Volume], seen: Prepared, card: ModelCard) -> list[str]:
+    """Return why the result may be worth less than the model promises."""
+    found = _notes(volumes, card)
     ratio = max(max(old / new, new / old) for old, new in zip(seen.turned.spacing, seen.grid.spacing, strict=True))
     if ratio > 3:  # noqa: PLR2004 - a factor at which resampling alone changes what can be seen
         found.append(f"the voxels of the image differ from those of the model {ratio:.1f}-fold along an axis")
-    return list(dict.fromkeys(found))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ planning

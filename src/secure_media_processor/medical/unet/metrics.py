@@ -200,7 +200,7 @@ def surface_distances(
     _check_shapes(prediction, truth)
     sizes = _checked_spacing(spacing, truth.ndim)
     keep = _lasting_axes(truth.shape)
-    box = _box(prediction | truth)
+    box = bounding_box(prediction | truth)
     masks = [mask[(slice(0),) * mask.ndim if box is None else box] for mask in (prediction, truth)]
     return _between(masks[0], masks[1], sizes, keep, definition)
 
@@ -283,14 +283,14 @@ def _around(spacing: NDArray[np.float64]) -> tuple[NDArray[np.int_], NDArray[np.
     return steps[order], lengths[order]
 
 
-def _box(mask: Mask) -> tuple[slice, ...] | None:
-    """Return the bounding box of a mask; None if it is empty."""
+def bounding_box(mask: Mask, margin: Sequence[int] | None = None) -> tuple[slice, ...] | None:
+    """Return the bounding box of a mask, and so many voxels more along each axis, within the image; None if it is empty."""
     slices = []
-    for axis in range(mask.ndim):
+    for axis, more in enumerate(margin or (0,) * mask.ndim):
         found = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
         if not len(found):
             return None
-        slices.append(slice(int(found[0]), int(found[-1]) + 1))
+        slices.append(slice(max(0, int(found[0]) - more), min(mask.shape[axis], int(found[-1]) + 1 + more)))
     return tuple(slices)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import ndimage
 
 from secure_media_processor.errors import ImageError, UsageError
-from secure_media_processor.medical.unet.metrics import HIGHEST_LABEL
+from secure_media_processor.medical.unet.metrics import HIGHEST_LABEL, bounding_box
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +154,7 @@ def _each(labels: LabelMap, step: Step, spacing: NDArray[np.float64], volume: fl
         "close": lambda mask: closed(mask, spacing, amount),
     }[step.step]
     for label in step.labels:
-        box = _box(labels == label, np.ceil(reach / spacing).astype(int) + 1)
+        box = bounding_box(labels == label, _voxels(reach, spacing))
         if box is None:
             continue
         part = labels[box]
@@ -194,9 +194,9 @@ def opened(mask: Mask, spacing: Sequence[float] | NDArray[np.float64], radius: f
 
 def closed(mask: Mask, spacing: Sequence[float] | NDArray[np.float64], radius: float) -> Mask:
     """Return a mask and the gaps into which no ball of that radius (mm) fits. Nothing is closed towards the image's border."""
-    reach = [(math.ceil(radius / size) + 1,) * 2 for size in spacing]
-    inner = tuple(slice(before, -after) for before, after in reach)
-    padded = np.pad(mask, reach)
+    reach = _voxels(radius, spacing)
+    inner = tuple(slice(more, -more) for more in reach)
+    padded = np.pad(mask, [(more, more) for more in reach])
     return _shrunk(_grown(padded, spacing, radius), spacing, radius)[inner]
 
 
@@ -218,7 +218,7 @@ def _smooth(labels: LabelMap, spacing: NDArray[np.float64], chosen: Sequence[int
     The Gaussian has the standard deviation `sigma` (mm); of equal values the one named first holds, the background last.
     """
     moving = np.isin(labels, chosen)
-    box = _box(moving, np.ceil(_SIGMAS * sigma / spacing).astype(int) + 1)
+    box = bounding_box(moving, _voxels(_SIGMAS * sigma, spacing))
     if box is None:
         return
     part = labels[box]
@@ -233,20 +233,14 @@ def _smooth(labels: LabelMap, spacing: NDArray[np.float64], chosen: Sequence[int
     part[free] = winner[free]
 
 
+def _voxels(reach: float, spacing: Sequence[float] | NDArray[np.float64]) -> list[int]:
+    """Return along each axis a number of voxels that is more than `reach` mm."""
+    return [math.ceil(reach / size) + 1 for size in spacing]
+
+
 def _pieces(mask: Mask) -> tuple[NDArray[np.int32], int]:
     pieces, count = ndimage.label(mask, np.ones((3,) * mask.ndim, dtype=bool))
     return pieces, int(count)
-
-
-def _box(mask: Mask, margin: NDArray[np.int_]) -> Box | None:
-    """Return the bounding box of a mask with a margin, cut at the image's border; None if the mask is empty."""
-    found = ndimage.find_objects(mask.view(np.uint8))
-    if not found:
-        return None
-    return tuple(
-        slice(max(0, one.start - int(more)), min(size, one.stop + int(more)))
-        for one, more, size in zip(found[0], margin, mask.shape, strict=True)
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------- regions

@@ -21,14 +21,15 @@ class PerImageNorm(nn.Module):
         """Return (B, C, ...) with mean 0 and variance 1 in each image and channel, then weight and bias."""
         images = [
             functional.batch_norm(image, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            for image in features.split(1)
+            for image in torch.split(features, 1)
         ]
         return images[0] if len(images) == 1 else torch.cat(images)
 
 
 def keep_channels_last(network: nn.Module) -> None:
     """Lay the weights out with channels last, and replace the instance norms inside. Names of parameters stay."""
-    network.to(memory_format=torch.channels_last_3d if _is_3d(network) else torch.channels_last)
+    layout = torch.channels_last_3d if _is_3d(network) else torch.channels_last
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's own types leave this form out
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.InstanceNorm2d | nn.InstanceNorm3d) and child.affine:

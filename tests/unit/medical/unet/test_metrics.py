@@ -20,6 +20,7 @@ from secure_media_processor.medical.unet.metrics import (
     Options,
     absent,
     bootstrap_interval,
+    bounding_box,
     confusion,
     detection,
     dice,
@@ -140,6 +141,16 @@ def test_a_single_slice_is_a_flat_image_wherever_its_axis_is(definition) -> None
         (reported,) = report(masks[0] * 1, masks[1] * 1, spacing, options=Options(definition))
         assert deep.hd95 == flat.hd95 == reported.values["hd95"]
         assert deep.assd == flat.assd == reported.values["assd"]
+
+
+@given(arrays.arrays(bool, (4, 5, 3)))
+def test_the_bounding_box_is_scipys(mask) -> None:
+    found = ndimage.find_objects(mask.astype(np.uint8))
+    assert bounding_box(mask) == (found[0] if found else None)
+    if found:
+        wider = bounding_box(mask, (1, 0, 9))
+        low, high = max(0, found[0][0].start - 1), min(4, found[0][0].stop + 1)
+        assert wider == (slice(low, high), found[0][1], slice(0, 3))
 
 
 @given(arrays.arrays(bool, (4, 5, 3)), arrays.arrays(bool, (4, 5, 3)), st.sampled_from(["voxel", "area"]))
