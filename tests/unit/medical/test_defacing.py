@@ -10,7 +10,17 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import JPEG2000Lossless, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import (
+    ComputedRadiographyImageStorage,
+    JPEG2000Lossless,
+    MRImageStorage,
+    RawDataStorage,
+    RLELossless,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    XRay3DAngiographicImageStorage,
+    generate_uid,
+)
 from scipy.spatial.transform import Rotation
 
 from secure_media_processor.errors import IntegrityError, MissingExtraError
@@ -181,8 +191,8 @@ def test_what_may_show_a_face_somewhere_is_held_back(head, tmp_path):
     photograph.Modality = "XC"
     lost |= {save(rendered, source / "rendered"), save(photograph, source / "photograph")}
     kept = {save(image(np.zeros((4, 4), np.uint16), modality="CT", BodyPartExamined="KNEE"), source / "knee")}
-    radiograph = image(np.zeros((4, 4), np.uint16), modality="CT")
-    radiograph.Modality = "CR"
+    radiograph = image(np.zeros((4, 4), np.uint16), SOPClassUID=ComputedRadiographyImageStorage, BurnedInAnnotation="NO")
+    radiograph.file_meta.MediaStorageSOPClassUID = radiograph.SOPClassUID
     kept |= {save(radiograph, source / "radiograph")}
     report = Deidentifier(KEY, DEFACE).deidentify_folder(source, tmp_path / "out")
     assert {one.path for one in report.quarantined} == lost
@@ -209,10 +219,76 @@ def test_the_answer_of_the_header_is_believed_and_the_rest_is_told_by_kind():
     assert face_risk(dataset) is Risk.NONE
     scout = image(np.zeros((4, 4), np.uint16), modality="CT", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     assert face_risk(scout) is Risk.NONE
-    scout.Modality = "MR"
+    scout.SOPClassUID = MRImageStorage
+    scout.Modality = "CR"  # somebody typed it
     assert face_risk(scout) is Risk.SLICES
-    scout.Modality = "RTSTRUCT"
+    scout.RecognizableVisualFeatures = "YES"
+    scout.SOPClassUID = ComputedRadiographyImageStorage
     assert face_risk(scout) is Risk.UNKNOWN
+    for sop_class in (RTStructureSetStorage, RawDataStorage, SecondaryCaptureImageStorage, XRay3DAngiographicImageStorage):
+        scout.SOPClassUID = sop_class
+        assert face_risk(scout) is Risk.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "kind", ["VRT", "MIP", "VOLREND", "SHADED SURFACE", "SCREEN SAVE", "MIP_THK", "PROJECTION IMAGE", "CSA 3D X"]
+)
+def test_pictures_of_a_volume_are_no_slices(kind):
+    dataset = image(np.zeros((4, 4), np.uint16), modality="MR", ImageType=["DERIVED", "SECONDARY", kind])
+    assert face_risk(dataset) is Risk.UNKNOWN
+    dataset.ImageType = ["DERIVED", "SECONDARY", "MPR"]
+    assert face_risk(dataset) is Risk.SLICES
+    dataset.VolumeBasedCalculationTechnique = "VOLUME_RENDER"
+    assert face_risk(dataset) is Risk.UNKNOWN
+
+
+def test_each_series_has_its_own_pose_and_those_that_show_too_little_are_held_back_if_they_differ(head, tmp_path):
+    array, affine, face = head
+    moved = posed((25, 0, 0), (0, 10, 30)) @ affine
+    places = write_series(tmp_path / "in", array, affine, "1.2.3.5")
+    places |= {path: (3, k) for path, (_, k) in write_series(tmp_path / "in", array, moved, "1.2.3.5").items()}
+    localizer = set(write_series(tmp_path / "in", array, affine, "1.2.3.5", slices=[27, 28], axis=0))
+    # Another patient whose files were given the same UIDs.
+    places |= {
+        path: (4, k)
+        for path, (_, k) in write_series(
+            tmp_path / "in", array, posed((0, 0, 10), (40, 0, 0)) @ affine, "1.2.3.5", PatientID="B"
+        ).items()
+    }
+    report = Deidentifier(KEY, DEFACE).deidentify_folder(tmp_path / "in", tmp_path / "out")
+    assert {one.path for one in report.quarantined} == localizer
+    found = changes(report, places)
+    for series in (2, 3, 4):
+        volume = np.stack([found[series, k] for k in range(array.shape[2])], axis=2)
+        assert volume[face & (array.round() > 0)].mean() > 0.95
+        assert not volume[14:44, 20:60, 48:72].any()
+
+
+def test_what_no_scanner_writes_is_held_back_soon_and_in_little_memory(head, tmp_path):
+    array, _, _ = head
+    source = tmp_path / "in"
+    for path in write_series(source, array[:, :, :15], np.diag([3.0, 3, 30, 1]), "1.2.9"):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelSpacing = ["1e200", "1e200"]
+        dataset.save_as(path)
+    report = Deidentifier(KEY, DEFACE).deidentify_folder(source, tmp_path / "out")
+    assert len(report.quarantined) == 15
+
+
+def test_other_pictures_in_an_object_go_with_the_face(head, tmp_path):
+    array, affine, _ = head
+    places = write_series(tmp_path / "in", array, affine, "1.2.3.5")
+    for path in places:
+        dataset = pydicom.dcmread(path)
+        for element, vr, value in ((0x10, "US", 4), (0x11, "US", 4), (0x40, "CS", "R"), (0x50, "SS", [1, 1]), (0x100, "US", 1)):
+            dataset.add_new((0x6000, element), vr, value)
+        dataset.add_new((0x6000, 0x102), "US", 0)
+        dataset.add_new((0x6000, 0x3000), "OW", b"\x0f\x00")
+        dataset.save_as(path)
+    profile = Profile(frozenset({Option.DEFACE, Option.CLEAN_GRAPHICS}))
+    report = Deidentifier(KEY, profile).deidentify_folder(tmp_path / "in", tmp_path / "out")
+    assert len(report.written) == len(places)
+    assert not any(tag.group == 0x6000 for tag in pydicom.dcmread(report.written[0].target).keys())  # noqa: SIM118 - tags
 
 
 def test_without_the_template_or_with_another_one_nothing_is_written(tmp_path, monkeypatch):

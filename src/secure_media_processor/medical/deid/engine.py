@@ -223,14 +223,14 @@ class Deidentifier:
 
     def _make_quickly(self, source: Path) -> _Made | Quarantined | None:
         """De-identify a file of which little has to be looked at; None if it is none, or if anything is wrong with it."""
+        if self._heads is not None:  # all of the header has to be looked at
+            return None
         try:
             with silent_pydicom() as said:
                 spliced = read_spliced(source, self._rules)
                 suspicion = burned_in_suspicion(spliced.dataset, spliced.tail.value_size if spliced.tail else None)
                 if suspicion:
                     return None if self._cleans_pixels else Quarantined(source, suspicion)
-                if self._heads is not None and face_risk(spliced.dataset) is not Risk.NONE:
-                    return None
                 done = self._deidentify(spliced.dataset, shares_constants=True)
                 header = spliced.write()
                 if said:
@@ -262,6 +262,8 @@ class Deidentifier:
                     if not isinstance(faceless, Dataset):
                         return faceless
                     dataset, tail = faceless, None
+                if self._heads is not None and (tail is not None or "PixelData" in dataset):
+                    dataset.RecognizableVisualFeatures = "NO"  # PS3.15 section E.3.2
                 done = self.deidentify(dataset)
                 header = BytesIO()
                 dcmwrite(header, dataset, enforce_file_format=True)

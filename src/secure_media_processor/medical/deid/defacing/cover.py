@@ -8,7 +8,7 @@ import numpy as np
 
 from secure_media_processor.errors import ImageError
 from secure_media_processor.medical.convert.decoding import pixel_form
-from secure_media_processor.medical.deid.defacing.heads import Space
+from secure_media_processor.medical.deid.defacing.risk import is_far_from_head
 from secure_media_processor.medical.deid.defacing.template import read_template
 from secure_media_processor.medical.deid.stored_pixels import stored_pixels
 from secure_media_processor.medical.dicom.frames import frames_of
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from secure_media_processor.medical.dicom.frames import Frame
 
 
+_ROWS = 256  # of a slice at a time: places of all pixels of a large one would fill the memory
+_BELOW = 50.0  # voxels of about 1 mm under the template, in which there may still be a chin
+_FARTHEST = 1e5  # mm: numbers beyond are no place in a scanner
+_OVERLAYS = 0x6000
+# Coefficients of pixels (JPIP and the like), and spectra.
+_OTHER_PIXELS = {0x7FE00020, 0x7FE00030, 0x7FE00040, 0x56000020}
+
+
 class FaceLeftError(Exception):
     """An object in which a face may be seen, and was not painted over. The text of the error holds nothing of the object."""
 
@@ -31,7 +39,8 @@ def cover_face(dataset: Dataset, heads: Heads) -> int:
     """Paint over what is face in the slices of `dataset`, in place, with what is black there. No other pixel changes.
 
     What was compressed is compressed again without loss, by the same family of methods, or stored uncompressed if there is no
-    encoder. RecognizableVisualFeatures (0028,0302) becomes NO (PS3.15 section E.3.2).
+    encoder. Other pictures in the object, as overlays and coefficients, go. Parts of the body far from the head, by
+    BodyPartExamined (0018,0015), are left alone unless a head was found in their frame of reference.
 
     Args:
         dataset: With pixel data, and with its own UIDs: before its header is cleaned.
@@ -44,7 +53,9 @@ def cover_face(dataset: Dataset, heads: Heads) -> int:
         FaceLeftError: no head was found in its frame of reference, it does not say where its slices lie, or its pixels cannot
             be decoded. Nothing was changed, and the object must not be written.
     """
-    place = heads.places.get(Space.of(dataset))
+    place = heads.place(dataset)
+    if place is None and is_far_from_head(dataset):
+        return 0
     if place is None:
         raise FaceLeftError("a face may be seen in it, and no head was surely found where it lies")
     try:
@@ -62,23 +73,23 @@ def _cover(dataset: Dataset, place: NDArray[np.float64]) -> int:
     frames = frames_of(dataset)
     if len(frames) != form.frames:
         raise ImageError("it does not say where its frames lie")
-    masks = [_face_in(frame, form.rows, form.columns, place) for frame in frames]
+    pixels = stored_pixels(dataset, form)  # it refuses what is too large before masks of that size are made
     changed = 0
-    if any(mask.any() for mask in masks):
-        pixels = stored_pixels(dataset, form)
-        for index, mask in enumerate(masks):
-            if mask.any():
-                changed += pixels.paint(index, mask, pixels.black(dataset, index))
-        if changed:
-            pixels.write(dataset)
-    dataset.RecognizableVisualFeatures = "NO"
+    for index, frame in enumerate(frames):
+        mask = _face_in(frame, form.rows, form.columns, place)
+        if mask.any():
+            changed += pixels.paint(index, mask, pixels.black(dataset, index))
+    if changed:
+        pixels.write(dataset)
+    for tag in [tag for tag in dataset.keys() if tag.group & 0xFF00 == _OVERLAYS or int(tag) in _OTHER_PIXELS]:  # noqa: SIM118
+        del dataset[tag]
     return changed
 
 
 def _face_in(frame: Frame, rows: int, columns: int, place: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which pixels of a slice are face, shape (rows, columns).
 
-    Beyond the template it is as at the template's edge, so that a long nose is face, too, and all below a chin.
+    Beyond the template it is as at the template's edge, so that a long nose is face, too, and a chin; not the trunk.
     """
     if (
         frame.position is None
@@ -88,14 +99,29 @@ def _face_in(frame: Frame, rows: int, columns: int, place: NDArray[np.float64]) 
     ):
         raise ImageError("it does not say where its slices lie")
     between_rows, between_columns = frame.pixel_spacing
+    if not np.abs([*frame.position, *frame.pixel_spacing]).max() <= _FARTHEST:
+        raise ImageError("it does not say where its slices lie")
     along_row, along_column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
-    face = read_template().face
     start = place[:3, :3] @ np.array(frame.position) + place[:3, 3]
     right, down = (place[:3, :3] @ step for step in (along_row * between_columns, along_column * between_rows))
-    column, row = np.arange(columns), np.arange(rows)[:, np.newaxis]
-    index = tuple(
-        np.clip(np.rint(start[axis] + right[axis] * column + down[axis] * row), 0, face.shape[axis] - 1).astype(np.intp)
-        for axis in range(3)
-    )
-    mask: NDArray[np.bool_] = face[index]
+    mask = np.empty((rows, columns), bool)
+    for first in range(0, rows, _ROWS):
+        row = np.arange(first, min(first + _ROWS, rows))[:, np.newaxis]
+        mask[first : first + _ROWS] = _is_face(start, right, down, row, np.arange(columns))
     return mask
+
+
+def _is_face(
+    start: NDArray[np.float64],
+    right: NDArray[np.float64],
+    down: NDArray[np.float64],
+    row: NDArray[np.intp],
+    column: NDArray[np.intp],
+) -> NDArray[np.bool_]:
+    face = read_template().face
+    exact = [start[axis] + right[axis] * column + down[axis] * row for axis in range(3)]
+    nearest = tuple(
+        np.clip(np.rint(values), 0, size - 1).astype(np.intp) for values, size in zip(exact, face.shape, strict=True)
+    )
+    found: NDArray[np.bool_] = face[nearest] & (exact[2] > -_BELOW)
+    return found

@@ -154,7 +154,8 @@ def _outline(placed: _Placed) -> _Placed | None:
     low, high = float(placed.array.min()), float(placed.array.max())
     if not low < high:
         return None
-    mask = sitk.GetArrayViewFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(placed.array), 0, 1)) > 0
+    # A copy, here and below: a view of an image that is gone is memory of somebody else.
+    mask = sitk.GetArrayFromImage(sitk.OtsuThreshold(sitk.GetImageFromArray(placed.array), 0, 1)) > 0
     labels, count = ndimage.label(mask)
     if not count:
         return None
@@ -239,7 +240,7 @@ def _fit(fixed: _Placed, placed: sitk.AffineTransform) -> float:
 
     def laid_over(what: _Placed) -> NDArray[np.float32]:
         resampled = sitk.Resample(what.image, image, placed, sitk.sitkLinear, 0.0)
-        values: NDArray[np.float32] = sitk.GetArrayViewFromImage(resampled).T
+        values: NDArray[np.float32] = sitk.GetArrayFromImage(resampled).T
         return values
 
     inside = laid_over(template.inside) > 0.5  # noqa: PLR2004 - half of a voxel

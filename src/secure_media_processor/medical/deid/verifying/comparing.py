@@ -103,6 +103,10 @@ class Comparison:
         wanted = {tags.BASIC_CODE} | {tags.OPTION_CODES[option][1] for option in self.rules.options}
         if not wanted <= codes:
             self._add(Kind.STATEMENT, (_METHOD_CODES,))
+        # PS3.15 section E.3.2: what is cleaned of recognizable features says so.
+        faces = output.get(0x00280302)
+        if self.rules.has("deface") and tags.PIXEL_TAGS & output.keys() and (faces is None or faces.texts != ("NO",)):
+            self._add(Kind.STATEMENT, (0x00280302,))
         temporal = output.get(0x00280303)
         expected = (
             "MODIFIED" if self.rules.has("shift-dates") else "UNMODIFIED" if self.rules.has("retain-dates") else "REMOVED"
