@@ -206,9 +206,7 @@ def part_inference(folder: Path, _rounds: int) -> dict[str, Any]:
         ours, peer = figures[f"{size}, smp"], figures[f"{size}, torch and MONAI"]
         name = f"inference, {size} network"
         bars += [
-            _bar(
-                f"{name}: CPU time, in multiples of torch's eager float32 with MONAI", ours["cpu_s"] / peer["cpu_s"], most
-            ),
+            _bar(f"{name}: CPU time, in multiples of torch's eager float32 with MONAI", ours["cpu_s"] / peer["cpu_s"], most),
             _bar(f"{name}: mean Dice against that", ours["dice_against_peer"], 0.999, at_most=False),
             _bar(f"{name}: peak memory, GB", ours["peak_gb"], 2.0),
         ]
