@@ -224,7 +224,10 @@ def test_a_read_only_folder(box: Path, read_only_disk: Path, smp_process: Callab
 
 def start(*args: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "secure_media_processor", *map(str, args)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # Under nohup SIGHUP is ignored, which children inherit.
+    listen = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)  # noqa: E731 - for the child alone
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=listen)  # noqa: PLW1509 - no threads here
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

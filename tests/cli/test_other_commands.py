@@ -50,6 +50,7 @@ def test_config_show_says_where_each_value_came_from(
         "key_file": {"value": None, "origin": "default"},
         "stores": {"value": str(home / ".config/secure-media-processor/stores.json"), "origin": "default"},
         "cloud_state": {"value": str(home / ".local/state/secure-media-processor/cloud"), "origin": "default"},
+        "models": {"value": str(home / ".local/share/secure-media-processor/models"), "origin": "default"},
         "audit_log": {"value": "/tmp/a.jsonl", "origin": "environment SMP_AUDIT_LOG"},  # noqa: S108
         "audit_on_failure": {"value": "warn", "origin": str(work / "smp.toml")},
     }

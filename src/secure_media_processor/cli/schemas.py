@@ -659,12 +659,13 @@ class TrainedFigure:
     """A figure over the validation cases, with its 95 % confidence interval."""
 
     label: str
-    """Name of the label, or "mean of the labels"."""
+    """Name of the label, or "mean of the labels"; of a classifier the name of the class."""
     metric: str
-    """dice, iou, precision, recall, hd95 or assd."""
+    """dice, iou, precision, recall, hd95 or assd; of a classifier auc, sensitivity or specificity (at 0.5)."""
     mean: float
+    """Over cases; of a classifier the figure itself."""
     low: float | None
-    """Null if there are fewer than two cases."""
+    """Null if there are too few cases for an interval."""
     high: float | None
 
 
@@ -674,19 +675,23 @@ class MedicalTrained(Result):
 
     schema: ClassVar[str] = "smp.medical.train/1"
     dry_run: bool
+    task: Literal["segment", "classify"]
     package: str
     """Path."""
     curve: str
-    """Path of the picture of loss and Dice over the steps."""
+    """Path of the picture of loss and score over the steps."""
     training: int
     """How many cases were learnt from."""
     validation: int
     """How many were kept apart."""
     labels: dict[str, str]
-    """Label in the label maps → name."""
+    """Label in the label maps, or class of images → name."""
     voxels: dict[str, int]
-    """Label → voxels of it in all cases."""
-    variant: str
+    """Label → voxels of it in all cases; empty with classify."""
+    cases: dict[str, int]
+    """Class → images of it, training and validation; empty with segment."""
+    variant: str | None
+    """Of a U-Net; null with classify."""
     dimensions: int
     channels: list[int]
     """Features a level."""

@@ -113,7 +113,7 @@ def read_labels(path: Path) -> Table:
 def _table(path: Path, column: str, meaning: str) -> Table:
     values: dict[str, float] = {}
     lines: dict[str, int] = {}
-    for line, (id_, text) in _lines(path, column):
+    for line, (id_, text) in csv_lines(path, column):
         try:
             value = float(text)
         except ValueError:
@@ -130,8 +130,8 @@ def _table(path: Path, column: str, meaning: str) -> Table:
     return Table(path, values, lines)
 
 
-def _lines(path: Path, column: str) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Yield the number of each line, and what it has in the columns `id` and `column`."""
+def csv_lines(path: Path, column: str) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Yield the number of each line, and what it has in the columns `id` and `column`. Raises as read_predictions."""
     with os_errors(f"read {path}"), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

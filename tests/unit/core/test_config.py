@@ -49,6 +49,7 @@ def test_stronger_sources_win_one_by_one(work: Path, monkeypatch: pytest.MonkeyP
         "keystore": "flag",
         "stores": "default",
         "cloud_state": "default",
+        "models": "default",
         "audit_log": "environment SMP_AUDIT_LOG",
         "key_file": str(work / "smp.toml"),
         "audit_on_failure": str(user_file()),

@@ -77,6 +77,8 @@ def _architecture(card: ModelCard) -> str:
     if card.architecture.kind == "linknet":
         return "two LinkNets, 3D"
     features = ", ".join(map(str, card.architecture.channels))
+    if card.architecture.kind == "classifier":
+        return f"classifier, {card.dimensions}D, features {features}"
     return f"{card.architecture.variant} U-Net, {card.dimensions}D, features {features}"
 
 

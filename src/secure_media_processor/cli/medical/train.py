@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from secure_media_processor.core.recipients import Identity
-    from secure_media_processor.medical.unet.dataset import Split
+    from secure_media_processor.medical.unet.dataset import Case, Split
     from secure_media_processor.medical.unet.publishing import Description, Published
     from secure_media_processor.medical.unet.train import Budget, DeviceName, Point, Trained
     from secure_media_processor.medical.unet.training_plan import Plan, Wishes
@@ -78,7 +78,9 @@ class _Label(click.ParamType[tuple[int, str]]):
 @click.command()
 @click.argument("target", metavar="OUT", type=FILE)
 @click.option("--images", metavar="DIR", type=FILE, required=True, help="Folder of images, NIfTI.")
-@click.option("--labels", metavar="DIR", type=FILE, required=True, help="Folder of label maps with the same names.")
+@click.option("--task", type=click.Choice(["segment", "classify"]), default="segment", help="Voxels, or whole images.")
+@click.option("--labels", metavar="DIR", type=FILE, help="Folder of label maps with the same names; to segment.")
+@click.option("--truth", metavar="FILE.csv", type=FILE, help="Columns id and label, the class of each image; to classify.")
 @click.option("--variant", type=click.Choice(["standard", "attention", "residual"]), default="residual", help="Which U-Net.")
 @click.option(
     "--loss",
@@ -106,7 +108,9 @@ class _Label(click.ParamType[tuple[int, str]]):
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="What computes.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Of the CPU.  [default: one a core]")
 @click.option("--name", metavar="TEXT", help="Of the model.  [default: the name of OUT]")
-@click.option("--label", "names", metavar="N=NAME", type=_Label(), multiple=True, help="What a label is called; repeatable.")
+@click.option(
+    "--label", "names", metavar="N=NAME", type=_Label(), multiple=True, help="What a label or class is called; repeatable."
+)
 @click.option("--modality", metavar="TEXT", help="Of the images, such as MR.")
 @click.option("--data", metavar="TEXT", help="What the images are and where they come from, for the card.")
 @click.option("--use", metavar="TEXT", help="What the model is for, for the card.")
@@ -117,15 +121,16 @@ class _Label(click.ParamType[tuple[int, str]]):
 @force_option
 @key_option
 @output_options
-def train(
-    target: Path, *, images: Path, labels: Path, force: bool, dry_run: bool, key_file: Path | None, **options: Any
-) -> None:
-    """Train a U-Net from images and label maps.
+def train(target: Path, *, images: Path, force: bool, dry_run: bool, key_file: Path | None, **options: Any) -> None:
+    """Train a U-Net from images and label maps, or a classifier from images and their classes.
 
     OUT is the folder of the model package that is written at the end, for `smp medical segment`. Each image in NIfTI has a
     label map of the same name, on the same grid: 0 is background, and labels are 1, 2, 3 without gaps. Files may be encrypted
     by `smp encrypt`; they are decrypted in memory only. A part of the cases is kept apart, and the figures in the package are
     measured on it.
+
+    With --task classify there is a table instead of label maps: a CSV file with the columns id, the names of the images, and
+    label, 0, 1 and so on or names of classes. Each class is split by itself.
 
     While it runs there is a folder OUT.training with a checkpoint and a picture of the course; after a kill, or a full disk,
     --resume goes on from there.
@@ -135,15 +140,17 @@ def train(
       smp medical train liver --images images/ --labels labels/ --minutes 30 --label 1=liver
       smp medical train liver --images images/ --labels labels/ --minutes 30 --label 1=liver --resume
       smp medical train quick --images images/ --labels labels/ --steps 200 --variant attention --loss dice
+      smp medical train lesion --task classify --images images/ --truth classes.csv --label 0=none --label 1=lesion
     """
     ui = current()
     side = _Side.of(target)
     with recorded("medical.train"):
+        _refuse_other_task(options)
         device = _device(options["device"])
-        _refuse_bad_places(target, side, images, labels, force=force, resume=options["resume"], dry_run=dry_run)
+        _refuse_bad_places(target, side, images, options["labels"], force=force, resume=options["resume"], dry_run=dry_run)
         budget = _budget(options)
         work = _Work(ui, target, side, budget, device, keys_at_hand(key_file), options)
-        plan = work.plan(images, labels)
+        plan = work.plan(images)
         if dry_run:
             result = work.result(plan, None, None)
             ui.result(result, _as_text(result))
@@ -173,15 +180,27 @@ class _Side:
         return self.folder / _CURVE
 
 
+def _refuse_other_task(options: dict[str, Any]) -> None:
+    """Raise UsageError if an option is missing that the task needs, or one is there that it does not take."""
+    classifies = options["task"] == "classify"
+    needed, others = ("truth", ("labels", "variant", "loss")) if classifies else ("labels", ("truth",))
+    if options[needed] is None:
+        raise UsageError(f"--task {options['task']} needs --{needed}")
+    context = click.get_current_context()
+    given = [name for name in others if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    if given:
+        raise UsageError(f"--task {options['task']} does not take --{given[0]}")
+
+
 def _refuse_bad_places(
-    target: Path, side: _Side, images: Path, labels: Path, *, force: bool, resume: bool, dry_run: bool
+    target: Path, side: _Side, images: Path, labels: Path | None, *, force: bool, resume: bool, dry_run: bool
 ) -> None:
     """Refuse at once what would be refused after an hour."""
     if not target.name:
         raise UsageError(f"{target} is not a name for a package", hint="name a new folder")
     with os_errors("use the names of the outputs"):
         place = target.resolve()
-        if any(folder.resolve() in (place, *place.parents) for folder in (images, labels)):
+        if any(folder.resolve() in (place, *place.parents) for folder in (images, labels) if folder):
             raise UsageError(f"{target} would lie among the cases", hint="name a place outside of them")
     with os_errors(f"write {target}"):
         if not target.parent.is_dir():
@@ -241,15 +260,15 @@ class _Work:
     keys: Sequence[Identity]
     options: dict[str, Any]
 
-    def plan(self, images: Path, labels: Path) -> Plan:
+    def plan(self, images: Path) -> Plan:
         """Read all cases, and check what people say of the model."""
         from secure_media_processor.core.device import available_memory
         from secure_media_processor.medical.unet.publishing import draft_card
         from secure_media_processor.medical.unet.training_plan import make_plan
 
-        split = self._split(images, labels)
+        split, classes = self._split(images)
         with self.ui.counting("reading") as drawn:
-            plan = make_plan(split, self._wishes(), identities=self.keys, memory=available_memory() // 2, progress=drawn)
+            plan = make_plan(split, self._wishes(classes), identities=self.keys, memory=available_memory() // 2, progress=drawn)
         draft_card(plan, self._description())
         return plan
 
@@ -259,6 +278,7 @@ class _Work:
 
         from secure_media_processor.core.device import usable_cores
         from secure_media_processor.medical.unet.publishing import publish
+        from secure_media_processor.medical.unet.tasks import task_of
         from secure_media_processor.medical.unet.train import Place
         from secure_media_processor.medical.unet.train import train as fit
 
@@ -275,7 +295,7 @@ class _Work:
                     device=self.device,
                     place=place,
                     resume=self.options["resume"],
-                    progress=self._told(drawn),
+                    progress=self._told(drawn, task_of(plan.recipe.network).score),
                 )
             with self.ui.counting("validating") as drawn:
                 done = publish(
@@ -298,6 +318,7 @@ class _Work:
 
     def result(self, plan: Plan, trained: Trained | None, published: Published | None) -> MedicalTrained:
         """Return what is printed."""
+        from secure_media_processor.medical.unet.models import UNetConfig
         from secure_media_processor.medical.unet.publishing import draft_card
 
         recipe, network = plan.recipe, plan.recipe.network
@@ -310,13 +331,15 @@ class _Work:
         ]
         return MedicalTrained(
             dry_run=trained is None,
+            task=self.options["task"],
             package=str(self.target),
             curve=str(self.side.curve),
             training=len(plan.split.training),
             validation=len(plan.split.validation),
             labels=dict(names),
             voxels={str(label): count for label, count in plan.voxels.items()},
-            variant=network.variant,
+            cases={str(class_): count for class_, count in plan.members.items()},
+            variant=network.variant if isinstance(network, UNetConfig) else None,
             dimensions=network.dimensions,
             channels=list(network.channels),
             parameters=_parameters(plan),
@@ -332,18 +355,28 @@ class _Work:
             figures=figures,
         )
 
-    def _split(self, images: Path, labels: Path) -> Split:
-        from secure_media_processor.medical.unet.dataset import find_cases, read_names, split_by_names, split_cases
+    def _split(self, images: Path) -> tuple[Split, tuple[str, ...]]:
+        """Return the cases, and the names of their classes if they have some."""
+        from secure_media_processor.medical.unet.dataset import read_names, split_by_names, split_cases
 
         chosen = self.options["validation_list"]
         if chosen is not None and self.options["validation"] is not None:
             raise UsageError("--validation and --validation-list both say which cases are kept apart")
-        cases = find_cases(images, labels)
+        cases, classes = self._cases(images)
         if chosen is not None:
-            return split_by_names(cases, read_names(chosen))
-        return split_cases(cases, self.options["validation"] or 0.2, self.options["seed"])
+            return split_by_names(cases, read_names(chosen)), classes
+        return split_cases(cases, self.options["validation"] or 0.2, self.options["seed"]), classes
 
-    def _wishes(self) -> Wishes:
+    def _cases(self, images: Path) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+        from secure_media_processor.medical.unet.class_table import read_classes
+        from secure_media_processor.medical.unet.dataset import find_cases, find_classified
+
+        if self.options["task"] == "segment":
+            return find_cases(images, self.options["labels"]), ()
+        truth = read_classes(self.options["truth"], dict(self.options["names"]))
+        return find_classified(images, truth), truth.names
+
+    def _wishes(self, classes: tuple[str, ...]) -> Wishes:
         from secure_media_processor.core.device import has_bfloat16
         from secure_media_processor.medical.unet.training_plan import Wishes
 
@@ -351,6 +384,7 @@ class _Work:
         if precision == "auto":
             precision = "bfloat16" if self.device == "cuda" or has_bfloat16() else "float32"
         return Wishes(
+            classes=classes,
             variant=options["variant"],
             dimensions=2 if options["dimensions"] == "2" else 3,
             channels=options["channels"],
@@ -377,7 +411,7 @@ class _Work:
             name_cases=self.options["name_cases"],
         )
 
-    def _told(self, drawn: Callable[[int, int], None] | None) -> Callable[[Sequence[Point]], None]:
+    def _told(self, drawn: Callable[[int, int], None] | None, score: str) -> Callable[[Sequence[Point]], None]:
         """Return what hears of each new point of the curve."""
         from secure_media_processor.medical.unet.curve import curve_picture
 
@@ -385,11 +419,11 @@ class _Work:
             point = points[-1]
             if drawn is not None:
                 drawn(round(100 * point.share), 100)
-            if point.dice is None:
+            if point.score is None:
                 return
             if drawn is None:
-                self.ui.detail(f"step {point.step}, {point.share:.0%}: loss {point.loss:.4f}, Dice {point.dice:.4f}")
-            write_file(self.side.curve, curve_picture(points), overwrite=True)
+                self.ui.detail(f"step {point.step}, {point.share:.0%}: loss {point.loss:.4f}, {score} {point.score:.4f}")
+            write_file(self.side.curve, curve_picture(points, score), overwrite=True)
 
         return hear
 
@@ -398,10 +432,10 @@ def _parameters(plan: Plan) -> int:
     """Return how many numbers the network has to learn, without making them."""
     import torch
 
-    from secure_media_processor.medical.unet.models import build_unet
+    from secure_media_processor.medical.unet.tasks import task_of
 
     with torch.device("meta"):
-        return sum(value.numel() for value in build_unet(plan.recipe.network).parameters())
+        return sum(value.numel() for value in task_of(plan.recipe.network).network().parameters())
 
 
 def _as_text(result: MedicalTrained) -> str:
@@ -412,12 +446,14 @@ def _as_text(result: MedicalTrained) -> str:
         ]
         return table(("label", "metric", "mean", "95 % interval"), rows, right=("mean",))
     window, spacing = " x ".join(map(str, result.window)), " x ".join(f"{size:g}" for size in result.spacing)
-    found = ", ".join(f"{result.labels[label]} ({label}): {count}" for label, count in result.voxels.items())
-    network = f"{result.variant} U-Net in {result.dimensions}D, channels {', '.join(map(str, result.channels))}"
+    counts = result.cases if result.task == "classify" else result.voxels
+    found = ", ".join(f"{result.labels[label]} ({label}): {count}" for label, count in counts.items())
+    kind = "classifier" if result.variant is None else f"{result.variant} U-Net"
+    network = f"{kind} in {result.dimensions}D, channels {', '.join(map(str, result.channels))}"
     return "\n".join(
         [
             f"{counted(result.training, 'case')} for training, {result.validation} for validation",
-            f"voxels of each label: {found}",
+            f"{'cases of each class' if result.task == 'classify' else 'voxels of each label'}: {found}",
             f"{network}, {result.parameters:,} parameters",
             f"window {window} voxels of {spacing} mm; loss {result.loss}; {result.precision} on {result.device}",
         ]

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from secure_media_processor.errors import ModelError
 
 if TYPE_CHECKING:
+    from secure_media_processor.medical.inference.classifier import ClassifierConfig
     from secure_media_processor.medical.unet.models import UNetConfig
 
 SCHEMA_VERSION: Final = 1
@@ -89,6 +90,32 @@ class UNetArchitecture(_Strict):
         return int(2 ** (len(self.channels) - 1))
 
 
+class ClassifierArchitecture(_Strict):
+    """The network in medical/inference/classifier.py, with the fields of its ClassifierConfig."""
+
+    kind: Literal["classifier"] = "classifier"
+    dimensions: Literal[2, 3]
+    in_channels: Annotated[int, Field(ge=1, le=64)]
+    out_channels: Annotated[int, Field(ge=2, le=256)]
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=2, max_length=8, strict=False)]
+
+    @classmethod
+    def of(cls, config: ClassifierConfig) -> Self:
+        """Return the architecture with this configuration."""
+        return cls(**config.to_json())
+
+    def config(self) -> ClassifierConfig:
+        """Return the configuration that build_classifier takes."""
+        from secure_media_processor.medical.inference.classifier import ClassifierConfig  # noqa: PLC0415 - brings torch
+
+        return ClassifierConfig.from_json(self.model_dump(exclude={"kind"}))
+
+    @property
+    def multiple(self) -> int:
+        """What the size of an input should be a multiple of, in voxels."""
+        return int(2 ** (len(self.channels) - 1))
+
+
 class OnnxArchitecture(_Strict):
     """A network in ONNX: one input (B, C, [D,] H, W) and one output (B, K, [D,] H, W), logits, both float32."""
 
@@ -108,7 +135,9 @@ class LinkNetArchitecture(_Strict):
         return 32
 
 
-Architecture: TypeAlias = Annotated[UNetArchitecture | OnnxArchitecture | LinkNetArchitecture, Field(discriminator="kind")]
+Architecture: TypeAlias = Annotated[
+    UNetArchitecture | OnnxArchitecture | LinkNetArchitecture | ClassifierArchitecture, Field(discriminator="kind")
+]
 
 
 class Normalization(_Strict):
@@ -267,7 +296,7 @@ class ModelCard(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         dimensions = len(self.inputs.roi)
-        if isinstance(self.architecture, UNetArchitecture):
+        if isinstance(self.architecture, UNetArchitecture | ClassifierArchitecture):
             if self.architecture.in_channels != len(self.inputs.channels):
                 raise ValueError("in_channels is not the number of inputs.channels")
             if self.architecture.out_channels != len(self.outputs.labels):
@@ -280,6 +309,17 @@ class ModelCard(_Strict):
                 raise ValueError("linknet segments one label in one image of three dimensions that is oriented RAS")
         if self.test_vector is not None and len(self.test_vector.shape) != dimensions:
             raise ValueError("the shape of the test vector has not the dimensions of inputs.roi")
+        return self
+
+    @model_validator(mode="after")
+    def _classifies(self) -> Self:
+        if isinstance(self.architecture, ClassifierArchitecture):
+            if self.task != "classify":
+                raise ValueError("a classifier has the task classify")
+            if self.outputs.postprocessing or self.outputs.codes:
+                raise ValueError("postprocessing and codes are for labels of voxels, not for classes of images")
+            if self.inputs.crop != "none":
+                raise ValueError("a classifier sees all of an image, not a box in it")
         return self
 
     @property

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from secure_media_processor.medical.inference.card import LinkNetArchitecture
+from secure_media_processor.medical.inference.card import ClassifierArchitecture, LinkNetArchitecture
+from secure_media_processor.medical.inference.classifier import build_classifier
 from secure_media_processor.medical.inference.linknet import LinkNetPair
 from secure_media_processor.medical.unet.models import build_unet
 
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from secure_media_processor.medical.inference.card import UNetArchitecture
 
 
-def build(architecture: UNetArchitecture | LinkNetArchitecture) -> nn.Module:
+def build(architecture: UNetArchitecture | LinkNetArchitecture | ClassifierArchitecture) -> nn.Module:
     """Return the network without trained weights."""
     if isinstance(architecture, LinkNetArchitecture):
         return LinkNetPair()
+    if isinstance(architecture, ClassifierArchitecture):
+        return build_classifier(architecture.config())
     return build_unet(architecture.config())

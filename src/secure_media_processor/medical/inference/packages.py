@@ -26,7 +26,15 @@ from secure_media_processor.errors import (
     ModelError,
     UsageError,
 )
-from secure_media_processor.medical.inference.card import CARD, FILE_NAME, ONNX, WEIGHTS, OnnxArchitecture, parse_card
+from secure_media_processor.medical.inference.card import (
+    CARD,
+    FILE_NAME,
+    ONNX,
+    WEIGHTS,
+    ClassifierArchitecture,
+    OnnxArchitecture,
+    parse_card,
+)
 from secure_media_processor.medical.inference.vectors import vector_of
 from secure_media_processor.medical.inference.weights import check_weights, read_header
 
@@ -136,7 +144,9 @@ def write_package(
     hashes = {name: sha256(data).hexdigest() for name, data in sorted(files.items())}
     complete = card.model_copy(update={"files": hashes})
     _check(target, complete, files)
-    if complete.test_vector is None and complete.task == "segment":
+    if complete.test_vector is None and (
+        complete.task == "segment" or isinstance(complete.architecture, ClassifierArchitecture)
+    ):
         vector = vector_of(Package(target, complete, "", files))
         complete = complete.model_copy(update={"test_vector": vector})
     files = {CARD: complete.to_bytes(), **dict(sorted(files.items()))}

@@ -15,7 +15,12 @@ from secure_media_processor.errors import MissingExtraError, ModelError
 from secure_media_processor.medical.inference.card import WEIGHTS, OnnxArchitecture
 
 if TYPE_CHECKING:
-    from secure_media_processor.medical.inference.card import LinkNetArchitecture, ModelCard, UNetArchitecture
+    from secure_media_processor.medical.inference.card import (
+        ClassifierArchitecture,
+        LinkNetArchitecture,
+        ModelCard,
+        UNetArchitecture,
+    )
 
 _LENGTH: Final = 8
 _MAX_HEADER: Final = 4 * 1024**2
@@ -80,7 +85,9 @@ def check_weights(data: bytes, card: ModelCard) -> None:
             raise ModelError(f"{WEIGHTS}: {name} has the type {info.dtype}, not one of {', '.join(_FLOATS)}")
 
 
-def expected_tensors(architecture: UNetArchitecture | LinkNetArchitecture) -> dict[str, tuple[int, ...]]:
+def expected_tensors(
+    architecture: UNetArchitecture | LinkNetArchitecture | ClassifierArchitecture,
+) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each weight, without memory for a single one."""
     try:
         import torch  # noqa: PLC0415 - heavy

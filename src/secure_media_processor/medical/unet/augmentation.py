@@ -70,12 +70,17 @@ def sample(image: Tensor, labels: Tensor, window: Sequence[int], seed: int, opti
         (C, *window), float32, and (*window), int64, on the same device.
     """
     dice = _Dice(torch.Generator().manual_seed(seed))
-    places = _places(labels, window, dice, options)
-    sides = torch.tensor(labels.shape, dtype=torch.float32, device=image.device)
-    grid = (places * (2 / sides)).flip(-1)[None]
-    moved = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+    grid = _grid(labels, window, dice, options)
+    moved = _moved(image, grid)
     truth = functional.grid_sample(labels[None, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     return _repainted(moved, dice, options), truth[0, 0].round().long()
+
+
+def sample_image(image: Tensor, window: Sequence[int], seed: int, options: Augmentation) -> Tensor:
+    """Return a changed piece of an image without labels, as `sample` does."""
+    dice = _Dice(torch.Generator().manual_seed(seed))
+    nothing = torch.zeros((), dtype=torch.uint8, device=image.device).expand(image.shape[1:])
+    return _repainted(_moved(image, _grid(nothing, window, dice, options)), dice, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,18 @@ class _Dice:
 
     def happens(self, share: float) -> bool:
         return self.between(0, 1) < share
+
+
+def _grid(labels: Tensor, window: Sequence[int], dice: _Dice, options: Augmentation) -> Tensor:
+    """Return the places of a piece as grid_sample takes them: (1, *window, axes)."""
+    places = _places(labels, window, dice, options)
+    sides = torch.tensor(labels.shape, dtype=torch.float32, device=labels.device)
+    return (places * (2 / sides)).flip(-1)[None]
+
+
+def _moved(image: Tensor, grid: Tensor) -> Tensor:
+    """Return the image at the places of a grid: (C, *window)."""
+    return functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def _places(labels: Tensor, window: Sequence[int], dice: _Dice, options: Augmentation) -> Tensor:

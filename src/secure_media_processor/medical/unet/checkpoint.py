@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SCHEMA: Final = "smp.training/1"
+SCHEMA: Final = "smp.training/2"
 _KEY: Final = "state"
 _AGAIN: Final = "start again with --force instead of --resume"
 

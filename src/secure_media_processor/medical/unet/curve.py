@@ -1,4 +1,4 @@
-"""The course of training as a picture: loss, and Dice of some validation cases, over the steps."""
+"""The course of training as a picture: loss, and a score of some validation cases, over the steps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Colour: TypeAlias = tuple[int, int, int]
 _SIZE: Final = (900, 480)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 70, 40, 830, 420
 _LOSS: Final = (200, 80, 30)
-_DICE: Final = (20, 90, 170)
+_SCORE: Final = (20, 90, 170)
 _INK: Final = (40, 40, 40)
 _GRID: Final = (225, 225, 225)
 _TICKS: Final = 5
 _PERCENTILE: Final = 0.98
 
 
-def curve_picture(points: Sequence[Point]) -> bytes:
-    """Return a PNG of 900 by 480 pixels: the loss in red with its scale on the left, Dice in blue on the right, 0 to 1."""
+def curve_picture(points: Sequence[Point], score: str = "Dice") -> bytes:
+    """Return a PNG of 900 by 480 pixels: the loss in red with its scale on the left, the score in blue on the right, 0 to 1."""
     image = Image.new("RGB", _SIZE, (255, 255, 255))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default()
     losses = sorted(point.loss for point in points)
@@ -36,14 +36,14 @@ def curve_picture(points: Sequence[Point]) -> bytes:
         y, x = _BOTTOM - share * (_BOTTOM - _TOP), _LEFT + share * (_RIGHT - _LEFT)
         draw.line([(_LEFT, y), (_RIGHT, y)], fill=_GRID)
         draw.text((_LEFT - 8, y), f"{share * top:.2f}", fill=_LOSS, font=font, anchor="rm")
-        draw.text((_RIGHT + 8, y), f"{share:.1f}", fill=_DICE, font=font, anchor="lm")
+        draw.text((_RIGHT + 8, y), f"{share:.1f}", fill=_SCORE, font=font, anchor="lm")
         draw.text((x, _BOTTOM + 8), f"{share * last:.0f}", fill=_INK, font=font, anchor="mt")
     draw.rectangle([(_LEFT, _TOP), (_RIGHT, _BOTTOM)], outline=_INK)
     draw.text((_LEFT, _TOP - 10), "training loss", fill=_LOSS, font=font, anchor="lb")
-    draw.text((_RIGHT, _TOP - 10), "Dice, some validation cases", fill=_DICE, font=font, anchor="rb")
+    draw.text((_RIGHT, _TOP - 10), f"{score}, some validation cases", fill=_SCORE, font=font, anchor="rb")
     draw.text(((_LEFT + _RIGHT) / 2, _BOTTOM + 28), "steps", fill=_INK, font=font, anchor="mt")
     _line(draw, [(point.step / last, point.loss / top) for point in points], _LOSS)
-    _line(draw, [(point.step / last, point.dice) for point in points if point.dice is not None], _DICE)
+    _line(draw, [(point.step / last, point.score) for point in points if point.score is not None], _SCORE)
     file = BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -1,12 +1,14 @@
-"""The cases a network learns from: images and label maps that belong together, how they are split, and how they are prepared.
+"""The cases a network learns from: images and what is in them, how they are split, and how they are prepared.
 
-A case is an image and a label map of the same name in two folders. Images are turned, resampled and scaled by the very code of
-inference (preparation.py), and labels follow them. Nothing of it is written to the disk.
+A case is an image and a label map of the same name in two folders, or an image and its class in a table. Images are turned,
+resampled and scaled by the very code of inference (preparation.py), and labels follow them. Nothing of it is written to the
+disk.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from math import prod
 from typing import TYPE_CHECKING, Final
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from secure_media_processor.core.recipients import Identity
     from secure_media_processor.medical.inference.card import Inputs
+    from secure_media_processor.medical.unet.class_table import ClassTable
     from secure_media_processor.medical.volume import Grid
 
 MOST_LABELS: Final = 255
@@ -37,12 +40,15 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An image and what is in it."""
+    """An image and what is in it: a label of each voxel, or a class of the whole image."""
 
     name: str
     """File name without its suffixes."""
     image: Path
-    labels: Path
+    labels: Path | None
+    """The label map; None of an image with a class."""
+    class_: int | None = None
+    """From 0; None of an image with a label map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Sample:
     image: NDArray[np.float32]
     """(1, i, j, k), in the model's orientation and spacing, scaled."""
     labels: NDArray[np.uint8]
-    """(i, j, k), 0 for the background."""
+    """(i, j, k), 0 for the background; () of an image with a class, which it is."""
 
     @property
     def size(self) -> int:
@@ -91,37 +97,76 @@ def find_cases(images: Path, labels: Path) -> tuple[Case, ...]:
     return tuple(Case(name, found[name], truths[name]) for name in sorted(found))
 
 
+def find_classified(images: Path, truth: ClassTable) -> tuple[Case, ...]:
+    """Return the cases of a folder, as find_cases, with the classes of a table by name; file names count as names.
+
+    Raises:
+        UsageError: an image is not in the table or the other way round, or two files or ids have one name.
+        MissingError: there is no such folder, or no NIfTI file in it.
+        FileAccessError: it cannot be read.
+    """
+    found = _volumes_in(images)
+    classes = {case_name(id_): class_ for id_, class_ in truth.classes.items()}
+    if len(classes) < len(truth.classes):
+        raise UsageError(f"two ids of {truth.path} name one image", hint="keep one line an image")
+    for have, lack, what in (
+        (found, classes, f"images are not in {truth.path}"),
+        (classes, found, f"ids of {truth.path} have no image in {images}"),
+    ):
+        alone = sorted(have.keys() - lack.keys())
+        if alone:
+            raise UsageError(
+                f"{len(alone)} of {len(have)} {what}: {_few(alone)}", hint="give each image one line with its name as id"
+            )
+    return tuple(Case(name, found[name], None, classes[name]) for name in sorted(found))
+
+
+def case_name(text: str) -> str:
+    """Return the name of a case, which may be given as a file name."""
+    return _stem(text) or text
+
+
 def split_cases(cases: Sequence[Case], fraction: float, seed: int) -> Split:
     """Return a split in which `fraction` of the cases, rounded, are for validation: at least one, and not all.
 
     The cases are ordered by SHA-256 of seed and name, and the first ones are taken. So the split depends on nothing but names
-    and seed, and each case that is added later moves at most one of the others.
+    and seed, and each case that is added later moves at most one of the others. Where cases have classes, each class is split
+    so by itself.
 
     Raises:
-        UsageError: there are fewer than two cases.
+        UsageError: there are fewer than two cases, or two of a class.
     """
-    if len(cases) < 2:  # noqa: PLR2004 - one for each side
-        raise UsageError(
-            f"{len(cases)} case cannot be split for training and validation", hint="training needs 2 cases or more"
-        )
-    wanted = min(max(round(fraction * len(cases)), 1), len(cases) - 1)
-    ranked = sorted(cases, key=lambda case: sha256(f"{seed}\0{case.name}".encode()).digest())
-    return _split(cases, {case.name for case in ranked[:wanted]})
+    held_out: set[str] = set()
+    for class_ in sorted({-1 if case.class_ is None else case.class_ for case in cases}) or [-1]:
+        group = [case for case in cases if class_ in (-1, case.class_)]
+        if len(group) < 2:  # noqa: PLR2004 - one for each side
+            which, each = ("", "") if class_ < 0 else (f" of class {class_}", " of each class")
+            raise UsageError(
+                f"{len(group)} case{which} cannot be split for training and validation",
+                hint=f"training needs 2 cases or more{each}",
+            )
+        wanted = min(max(round(fraction * len(group)), 1), len(group) - 1)
+        ranked = sorted(group, key=lambda case: sha256(f"{seed}\0{case.name}".encode()).digest())
+        held_out.update(case.name for case in ranked[:wanted])
+    return _split(cases, held_out)
 
 
 def split_by_names(cases: Sequence[Case], names: Collection[str]) -> Split:
     """Return the split whose validation cases are those of the list; file names count as names.
 
     Raises:
-        UsageError: a name is not that of a case, or nothing is left on one side.
+        UsageError: a name is not that of a case, or nothing is left on one side, or of a class on one side.
     """
-    wanted = {_stem(name) or name for name in names}
+    wanted = {case_name(name) for name in names}
     unknown = sorted(wanted - {case.name for case in cases})
     if unknown:
         raise UsageError(f"{len(unknown)} of the validation cases are not there: {_few(unknown)}")
     if not 0 < len(wanted) < len(cases):
         raise UsageError("training and validation need at least one case each")
-    return _split(cases, wanted)
+    split = _split(cases, wanted)
+    if {case.class_ for case in split.training} != {case.class_ for case in split.validation}:
+        raise UsageError("training and validation need at least one case of each class")
+    return split
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -146,8 +191,11 @@ def read_case(case: Case, identities: Sequence[Identity] = ()) -> tuple[Volume, 
     """Return image and label map as they are stored.
 
     Raises:
+        UsageError: there is no label map.
         ImageError: they lie on different grids, the labels are not whole numbers from 0 to 255, or one of them cannot be read.
     """
+    if case.labels is None:
+        raise UsageError(f"{case.image} has no label map")
     image = read_volume(case.image, identities=identities)
     labels = read_volume(case.labels, identities=identities, dtype=np.int32)
     if not same_grid(image.grid, labels.grid):
@@ -172,6 +220,18 @@ def prepare(image: Volume, labels: Volume, inputs: Inputs) -> Sample:
     return Sample(seen.scaled(), np.ascontiguousarray(array))
 
 
+def prepare_classified(image: Volume, class_: int, inputs: Inputs) -> Sample:
+    """Return a case with a class as the network sees it.
+
+    Raises:
+        ImageError: all values of the image are the same, or it has several slices, and the network takes one.
+    """
+    seen = prepared([image], inputs)
+    if len(inputs.roi) == 2 and seen.grid.shape[2] != 1:  # noqa: PLR2004 - 2D or 3D
+        raise ImageError(f"it has {seen.grid.shape[2]} slices, not one", hint="use --dimensions 3 for volumes")
+    return Sample(seen.scaled(), np.array(class_, np.uint8))
+
+
 @dataclass(slots=True)
 class Cases:
     """Cases as the network sees them, kept in memory as far as they fit; the rest is read again each time."""
@@ -188,9 +248,14 @@ class Cases:
         known = self._kept.get(case.name)
         if known is not None:
             return known
-        image, labels = read_case(case, self.identities)
+        if case.class_ is None:
+            image, labels = read_case(case, self.identities)
+            made = partial(prepare, image, labels, self.inputs)
+        else:
+            image = read_volume(case.image, identities=self.identities)
+            made = partial(prepare_classified, image, case.class_, self.inputs)
         try:
-            ready = prepare(image, labels, self.inputs)
+            ready = made()
         except ImageError as error:
             raise ImageError(f"{case.image}: {error}", hint=error.hint) from error
         # What is there stays: with cases in random order that is as good as any rule, and nothing is thrown away in vain.
@@ -214,6 +279,11 @@ def window_for(shapes: Sequence[tuple[int, ...]], factor: int, most: int) -> tup
     while prod(sides) > most and max(sides) > factor:
         sides[sides.index(max(sides))] -= factor
     return tuple(sides)
+
+
+def covering_window(shapes: Sequence[tuple[int, ...]], factor: int) -> tuple[int, ...]:
+    """Return the window that holds all of each case: the greatest sizes, rounded up to multiples of `factor`."""
+    return tuple(int(-(-side // factor) * factor) for side in np.max(np.array(shapes), axis=0))
 
 
 def _volumes_in(folder: Path) -> dict[str, Path]:

@@ -25,6 +25,15 @@ from torch import nn
 from torch.nn import functional
 
 from secure_media_processor.errors import UsageError
+from secure_media_processor.medical.unet.blocks import (
+    ConvNormAct,
+    Residual,
+    check_bounds,
+    conv,
+    initialise,
+    padded,
+    padding_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +43,6 @@ if TYPE_CHECKING:
 Variant = Literal["standard", "attention", "residual"]
 VARIANTS: Final[tuple[str, ...]] = get_args(Variant)
 
-_SLOPE = 0.01
 # Bounds on what a foreign description can ask for. They are far above what is of use.
 _MAX_IN_CHANNELS = 64
 _MAX_CLASSES = 256
@@ -65,11 +73,12 @@ class UNetConfig:
             raise UsageError(f"there is no U-Net variant {self.variant!r}", hint=f"choose one of {', '.join(VARIANTS)}")
         if self.dimensions not in (2, 3):
             raise UsageError("a U-Net has 2 or 3 dimensions")
-        _check_bounds("in_channels", self.in_channels, 1, _MAX_IN_CHANNELS)
-        _check_bounds("out_channels", self.out_channels, 2, _MAX_CLASSES)
-        _check_bounds("the number of levels", len(self.channels), 3 if self.variant == "attention" else 2, _MAX_LEVELS)
+        check_bounds("in_channels of a U-Net", self.in_channels, 1, _MAX_IN_CHANNELS)
+        check_bounds("out_channels of a U-Net", self.out_channels, 2, _MAX_CLASSES)
+        least = 3 if self.variant == "attention" else 2
+        check_bounds("the number of levels of a U-Net", len(self.channels), least, _MAX_LEVELS)
         for features in self.channels:
-            _check_bounds("features of a level", features, 1, _MAX_FEATURES)
+            check_bounds("features of a level of a U-Net", features, 1, _MAX_FEATURES)
 
     @property
     def factor(self) -> int:
@@ -103,7 +112,7 @@ def build_unet(config: UNetConfig) -> UNet | ResidualUNet:
     is cut back.
     """
     net = ResidualUNet(config) if config.variant == "residual" else UNet(config)
-    net.apply(_initialise)
+    net.apply(initialise)
     return net
 
 
@@ -124,20 +133,13 @@ class _Padded(nn.Module, ABC):
         if images.dim() != config.dimensions + 2 or images.shape[1] != config.in_channels:
             axes = "(B, C, H, W)" if config.dimensions == 2 else "(B, C, D, H, W)"  # noqa: PLR2004 - 2D or 3D
             raise UsageError(f"the network takes {axes} with {config.in_channels} channels, not {tuple(images.shape)}")
-        before, sizes = [], list(images.shape[2:])
-        padding: list[int] = []
-        for axis, size in enumerate(sizes):
-            total = -size % config.factor
-            if axis == 0 and all(one <= config.factor for one in sizes):
-                # On the lowest level a single voxel would be left, of which there are no statistics.
-                total += config.factor
-            before.append(total // 2)
-            padding = [total // 2, total - total // 2, *padding]  # from the last axis to the first
-        if not any(padding):
+        sizes = images.shape[2:]
+        padding = padding_of(sizes, config.factor)
+        if not any(side for pair in padding for side in pair):
             return self.logits(images)
-        logits = self.logits(functional.pad(images, padding, mode="replicate"))
-        for axis, (start, size) in enumerate(zip(before, sizes, strict=True), start=2):
-            logits = logits.narrow(axis, start, size)
+        logits = self.logits(padded(images, padding))
+        for axis, ((before, _), size) in enumerate(zip(padding, sizes, strict=True), start=2):
+            logits = logits.narrow(axis, before, size)
         return logits
 
     @abstractmethod
@@ -162,7 +164,7 @@ class UNet(_Padded):
         self.gates = nn.ModuleList(
             _Gate(dimensions, upper, lower) for upper, lower in (steps[1:] if config.variant == "attention" else [])
         )
-        self.head = _conv(dimensions, features[0], config.out_channels, 1, bias=True)
+        self.head = conv(dimensions, features[0], config.out_channels, 1, bias=True)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits of images whose sizes are multiples of the factor."""
@@ -189,12 +191,12 @@ class ResidualUNet(_Padded):
         super().__init__(config)
         dimensions, features = config.dimensions, config.channels
         steps = list(pairwise(features))
-        self.stem = _ConvNormAct(dimensions, config.in_channels, features[0])
-        self.down = nn.ModuleList(_ConvNormAct(dimensions, upper, lower, size=2, stride=2) for upper, lower in steps)
-        self.encoder = nn.ModuleList(_Residual(dimensions, lower, convolutions=2) for _, lower in steps)
+        self.stem = ConvNormAct(dimensions, config.in_channels, features[0])
+        self.down = nn.ModuleList(ConvNormAct(dimensions, upper, lower, size=2, stride=2) for upper, lower in steps)
+        self.encoder = nn.ModuleList(Residual(dimensions, lower, convolutions=2) for _, lower in steps)
         self.up = nn.ModuleList(_up(dimensions, lower, upper) for upper, lower in steps)
-        self.decoder = nn.ModuleList(_Residual(dimensions, upper, convolutions=1) for upper, _ in steps)
-        self.head = _conv(dimensions, features[0], config.out_channels, 1, bias=True)
+        self.decoder = nn.ModuleList(Residual(dimensions, upper, convolutions=1) for upper, _ in steps)
+        self.head = conv(dimensions, features[0], config.out_channels, 1, bias=True)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits of images whose sizes are multiples of the factor."""
@@ -209,36 +211,11 @@ class ResidualUNet(_Padded):
         return logits
 
 
-class _ConvNormAct(nn.Module):
-    """Convolution, normalisation, activation."""
-
-    def __init__(self, dimensions: int, before: int, after: int, *, size: int = 3, stride: int = 1) -> None:
-        super().__init__()
-        self.conv = _conv(dimensions, before, after, size, stride=stride)
-        self.norm = _norm(dimensions, after)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return functional.leaky_relu(self.norm(self.conv(features)), _SLOPE, inplace=True)
-
-
 class _Convolutions(nn.Sequential):
     """Two convolutions of 3, each with normalisation and activation."""
 
     def __init__(self, dimensions: int, before: int, after: int) -> None:
-        super().__init__(_ConvNormAct(dimensions, before, after), _ConvNormAct(dimensions, after, after))
-
-
-class _Residual(nn.Module):
-    """Convolutions of 3 whose result is added to what went in, before the last activation (He 2016, arXiv:1512.03385)."""
-
-    def __init__(self, dimensions: int, features: int, *, convolutions: int) -> None:
-        super().__init__()
-        self.before = nn.Sequential(*(_ConvNormAct(dimensions, features, features) for _ in range(convolutions - 1)))
-        self.conv = _conv(dimensions, features, features, 3)
-        self.norm = _norm(dimensions, features)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return functional.leaky_relu(features + self.norm(self.conv(self.before(features))), _SLOPE, inplace=True)
+        super().__init__(ConvNormAct(dimensions, before, after), ConvNormAct(dimensions, after, after))
 
 
 class _Gate(nn.Module):
@@ -250,9 +227,9 @@ class _Gate(nn.Module):
     def __init__(self, dimensions: int, features: int, gating: int) -> None:
         super().__init__()
         inner = max(features // 2, 1)
-        self.from_skip = _conv(dimensions, features, inner, 2, stride=2)
-        self.from_gating = _conv(dimensions, gating, inner, 1, bias=True)
-        self.psi = _conv(dimensions, inner, 1, 1, bias=True)
+        self.from_skip = conv(dimensions, features, inner, 2, stride=2)
+        self.from_gating = conv(dimensions, gating, inner, 1, bias=True)
+        self.psi = conv(dimensions, inner, 1, 1, bias=True)
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
         weights = torch.sigmoid(self.psi(functional.relu(self.from_skip(skip) + self.from_gating(gating))))
@@ -273,28 +250,6 @@ def _doubled(features: Tensor) -> Tensor:
     return features
 
 
-def _conv(dimensions: int, before: int, after: int, size: int, *, stride: int = 1, bias: bool = False) -> nn.Module:
-    kind = nn.Conv2d if dimensions == 2 else nn.Conv3d  # noqa: PLR2004 - 2D or 3D
-    return kind(before, after, size, stride=stride, padding=(size - 1) // 2, bias=bias)
-
-
 def _up(dimensions: int, before: int, after: int) -> nn.Module:
     kind = nn.ConvTranspose2d if dimensions == 2 else nn.ConvTranspose3d  # noqa: PLR2004 - 2D or 3D
     return kind(before, after, 2, stride=2)
-
-
-def _norm(dimensions: int, features: int) -> nn.Module:
-    kind = nn.InstanceNorm2d if dimensions == 2 else nn.InstanceNorm3d  # noqa: PLR2004 - 2D or 3D
-    return kind(features, affine=True)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=_SLOPE)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _check_bounds(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UsageError(f"{name} of a U-Net must be a whole number from {low} to {high}, not {value!r}")

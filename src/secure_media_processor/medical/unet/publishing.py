@@ -14,14 +14,19 @@ from secure_media_processor import __version__
 from secure_media_processor.errors import UsageError
 from secure_media_processor.medical.inference.card import (
     WEIGHTS,
+    ClassifierArchitecture,
+    Metrics,
     ModelCard,
     Outputs,
     UNetArchitecture,
 )
+from secure_media_processor.medical.inference.classifier import ClassifierConfig
 from secure_media_processor.medical.inference.packages import Package, save_weights, write_package
 from secure_media_processor.medical.inference.vectors import make_vector, vector_shape
+from secure_media_processor.medical.unet.classification import THRESHOLD, Classified, class_metrics, validate_classes
 from secure_media_processor.medical.unet.engines import TorchEngines, network_of
 from secure_media_processor.medical.unet.inference import Options
+from secure_media_processor.medical.unet.tasks import task_of
 from secure_media_processor.medical.unet.validation import Validated, metrics_of, validate
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from secure_media_processor.medical.unet.dataset import Case
+    from secure_media_processor.medical.unet.models import UNetConfig
     from secure_media_processor.medical.unet.train import Budget, DeviceName, Trained
     from secure_media_processor.medical.unet.training_plan import Plan
 
@@ -51,7 +57,7 @@ class Description:
     licence: str
     """Under which the weights may be used; the data's licence may bind it."""
     labels: Mapping[int, str]
-    """Label → name; those that are missing are called "label 1" and so on."""
+    """Label → name; those that are missing are called "label 1" and so on. Classes of images have the names of the plan."""
     intended_use: str = ""
     training_data: str = ""
     """What the images are and where they come from."""
@@ -64,27 +70,34 @@ class Published:
     """What was written."""
 
     package: Package
-    validated: tuple[Validated, ...]
+    validated: tuple[Validated, ...] | tuple[Classified, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was found in the validation cases."""
+
+    cases: tuple[Validated, ...] | tuple[Classified, ...]
+    metrics: Metrics
+    heading: tuple[str, ...]
+    """Of the table of the cases, after their names."""
+    rows: tuple[tuple[str, ...], ...]
+    """As many as cases, each with its name first."""
 
 
 def draft_card(plan: Plan, description: Description) -> ModelCard:
     """Return a card without figures. Raises UsageError if a text or a name is not fit for one."""
-    unknown = sorted(label for label in description.labels if not 0 <= label < plan.classes)
-    if unknown:
-        raise UsageError(f"there is no label {unknown[0]} in the data: they are 1 to {plan.classes - 1}")
-    names = {"0": "background"} | {str(label): f"label {label}" for label in range(1, plan.classes)}
-    names |= {str(label): name for label, name in description.labels.items()}
-    if len(set(names.values())) < len(names):
-        raise UsageError("two labels have one name", hint="give each --label a name of its own")
+    names, network = _names(plan, description), plan.recipe.network
+    classifies = isinstance(network, ClassifierConfig)
     try:
         return ModelCard(
             name=description.name,
             version=_FIRST_VERSION,
-            task="segment",
-            architecture=UNetArchitecture.of(plan.recipe.network),
+            task="classify" if classifies else "segment",
+            architecture=_architecture(network),
             inputs=plan.inputs,
             outputs=Outputs(labels=names),
-            intended_use=description.intended_use or f"Segmentation of {', '.join(list(names.values())[1:])}; research.",
+            intended_use=description.intended_use or _use(names, classifies=classifies),
             limitations=LIMITATIONS,
             training_data=description.training_data or "not described",
             licence=description.licence,
@@ -117,31 +130,71 @@ def publish(
     weights = half(trained.state)
     card = draft_card(plan, description)
     package = Package(target, card, "", {WEIGHTS: save_weights(weights)})
-    found = validate(
-        package,
-        plan.split.validation,
-        Options(engine="torch", precision="float32", device=device),
-        identities=plan.cases.identities,
-        progress=progress,
-    )
+    found = _measured(package, plan, device, progress)
     engine = TorchEngines(network_of(package)).open(vector_shape(package), "cpu")
-    names = card.labels
-    metrics = metrics_of(
-        found,
-        names,
-        dataset=card.training_data,
-        split=f"{len(found)} of {len(found) + len(plan.split.training)} cases, kept from training; {RECORD} tells which",
-    )
     card = card.model_copy(
         update={
             "training_data": f"{card.training_data.rstrip('.')}. {_summary(plan, trained)}",
-            "metrics": metrics,
+            "metrics": found.metrics,
             "test_vector": make_vector(engine, 1, vector_shape(package)),
         }
     )
     record = _record(plan, trained, budget, description, found)
     written = write_package(target, card, weights=weights, texts={RECORD: record}, overwrite=overwrite)
-    return Published(written, tuple(found))
+    return Published(written, found.cases)
+
+
+def _names(plan: Plan, description: Description) -> dict[str, str]:
+    """Return label or class → name."""
+    if plan.class_names:
+        return {str(class_): name for class_, name in enumerate(plan.class_names)}
+    unknown = sorted(label for label in description.labels if not 0 <= label < plan.classes)
+    if unknown:
+        raise UsageError(f"there is no label {unknown[0]} in the data: they are 1 to {plan.classes - 1}")
+    names = {"0": "background"} | {str(label): f"label {label}" for label in range(1, plan.classes)}
+    names |= {str(label): name for label, name in description.labels.items()}
+    if len(set(names.values())) < len(names):
+        raise UsageError("two labels have one name", hint="give each --label a name of its own")
+    return names
+
+
+def _architecture(network: UNetConfig | ClassifierConfig) -> UNetArchitecture | ClassifierArchitecture:
+    if isinstance(network, ClassifierConfig):
+        return ClassifierArchitecture.of(network)
+    return UNetArchitecture.of(network)
+
+
+def _use(names: Mapping[str, str], *, classifies: bool) -> str:
+    if classifies:
+        return f"Classification of images as {', '.join(names.values())}; research."
+    return f"Segmentation of {', '.join(list(names.values())[1:])}; research."
+
+
+def _measured(package: Package, plan: Plan, device: DeviceName, progress: Callable[[int, int], None] | None) -> _Measured:
+    """Try the network on the validation cases."""
+    card, validation, identities = package.card, plan.split.validation, plan.cases.identities
+    every = len(validation) + len(plan.split.training)
+    split = f"{len(validation)} of {every} cases, kept from training; {RECORD} tells which"
+    if plan.class_names:
+        split = f"{split}. Classes are those with a probability of {THRESHOLD} and above"
+        classified = validate_classes(package, validation, device=device, identities=identities, progress=progress)
+        return _Measured(
+            tuple(classified),
+            class_metrics(classified, card.labels, dataset=card.training_data, split=split),
+            ("class", *(f"probability of {name}" for name in plan.class_names)),
+            tuple(
+                (one.name, plan.class_names[one.truth], *(f"{value:.4f}" for value in one.probabilities)) for one in classified
+            ),
+        )
+    options = Options(engine="torch", precision="float32", device=device)
+    found = validate(package, validation, options, identities=identities, progress=progress)
+    labels = sorted(plan.voxels)
+    return _Measured(
+        tuple(found),
+        metrics_of(found, card.labels, dataset=card.training_data, split=split),
+        tuple(map(str, labels)),
+        tuple((one.name, *(f"{one.values[label]['dice']:.4f}" for label in labels)) for one in found),
+    )
 
 
 def half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -162,7 +215,7 @@ def _summary(plan: Plan, trained: Trained) -> str:
     )
 
 
-def _record(plan: Plan, trained: Trained, budget: Budget, description: Description, found: Sequence[Validated]) -> str:
+def _record(plan: Plan, trained: Trained, budget: Budget, description: Description, found: _Measured) -> str:
     """Return the record of the training, in Markdown."""
 
     def names(cases: Sequence[Case]) -> str:
@@ -172,16 +225,17 @@ def _record(plan: Plan, trained: Trained, budget: Budget, description: Descripti
     settings = [
         f"| {key} | {value} |" for key, value in {**recipe.pop("network"), **recipe.pop("augmentation"), **recipe}.items()
     ]
-    labels = sorted(plan.voxels)
-    rows = [
-        "| "
-        + " | ".join(
-            [one.name if description.name_cases else hashed(one.name)]
-            + [f"{one.values[label]['dice']:.4f}" for label in labels]
-        )
-        + " |"
-        for one in found
-    ]
+    rows = [_row(name if description.name_cases else hashed(name), *values) for name, *values in found.rows]
+    if plan.class_names:
+        contents = ["| class | cases |", "|---|---|"]
+        contents += [_row(plan.class_names[class_], str(count)) for class_, count in plan.members.items()]
+        what_of = "the probability of each class"
+    else:
+        contents = ["| label | voxels in all cases |", "|---|---|"]
+        contents += [_row(str(label), str(plan.voxels[label])) for label in sorted(plan.voxels)]
+        what_of = "the Dice of each label"
+    score = task_of(plan.recipe.network).score
+    grid = "" if plan.class_names else ", on the network's grid"
     spent = f"{trained.steps} steps in {trained.seconds:.0f} s, {trained.cpu_seconds:.0f} CPU seconds"
     spent += f"; budget {budget.amount:g} {budget.kind}."
     what = "names" if description.name_cases else "the first 16 hexadecimal digits of SHA-256 of names"
@@ -196,21 +250,19 @@ def _record(plan: Plan, trained: Trained, budget: Budget, description: Descripti
             "|---|---|",
             *settings,
             "",
-            "| label | voxels in all cases |",
-            "|---|---|",
-            *(f"| {label} | {plan.voxels[label]} |" for label in labels),
+            *contents,
             "",
-            "| step | training loss | Dice of some validation cases, on the network's grid |",
+            f"| step | training loss | {score} of some validation cases{grid} |",
             "|---|---|---|",
             *(
-                f"| {point.step} | {point.loss:.4f} | {'' if point.dice is None else f'{point.dice:.4f}'} |"
+                f"| {point.step} | {point.loss:.4f} | {'' if point.score is None else f'{point.score:.4f}'} |"
                 for point in trained.points
             ),
             "",
-            f"Cases are given as {what} (file names without suffixes). Validation cases with the Dice of each label:",
+            f"Cases are given as {what} (file names without suffixes). Validation cases with {what_of}:",
             "",
-            "| case | " + " | ".join(map(str, labels)) + " |",
-            "|---" * (len(labels) + 1) + "|",
+            _row("case", *found.heading),
+            "|---" * (len(found.heading) + 1) + "|",
             *rows,
             "",
             "Training cases:",
@@ -219,3 +271,8 @@ def _record(plan: Plan, trained: Trained, budget: Budget, description: Descripti
             "",
         ]
     )
+
+
+def _row(*cells: str) -> str:
+    """Return a row of a table in Markdown."""
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

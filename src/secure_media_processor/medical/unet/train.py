@@ -1,4 +1,4 @@
-"""Training a U-Net from images and label maps, on a CPU or a GPU, within a budget.
+"""Training a U-Net from images and label maps, or a classifier from images and classes, on a CPU or a GPU, within a budget.
 
 The recipe is that of nnU-Net (Isensee 2021, doi:10.1038/s41592-020-01008-z) made small: whole cases in a window of their median
 size, strong augmentation, Dice and cross-entropy, a learning rate that falls to 0 over the budget (poly, power 0.9); AdamW
@@ -23,10 +23,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from secure_media_processor.errors import ModelError, UsageError
-from secure_media_processor.medical.unet.augmentation import Augmentation, sample
+from secure_media_processor.medical.unet.augmentation import Augmentation
 from secure_media_processor.medical.unet.checkpoint import read_checkpoint, write_checkpoint
-from secure_media_processor.medical.unet.losses import loss_named
-from secure_media_processor.medical.unet.models import UNetConfig, build_unet
+from secure_media_processor.medical.unet.tasks import PLAIN, task_of
 from secure_media_processor.medical.unet.training_norm import keep_channels_last
 
 if TYPE_CHECKING:
@@ -35,7 +34,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from secure_media_processor.medical.inference.classifier import ClassifierConfig
     from secure_media_processor.medical.unet.dataset import Case, Cases, Split
+    from secure_media_processor.medical.unet.models import UNetConfig
+    from secure_media_processor.medical.unet.tasks import Task
 
 BudgetKind: TypeAlias = Literal["steps", "seconds", "cpu-seconds"]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -43,12 +45,7 @@ DeviceName: TypeAlias = Literal["cpu", "cuda"]
 
 _POINTS: Final = 100  # of the curve
 _LOOKS: Final = 20  # at the validation cases on the way
-_LOOKED_AT: Final = 8  # of them
 _MODEL, _FIRST, _SECOND = "model.", "first.", "second."
-# A sample as it is, around a voxel with a label where the case is larger than the window.
-PLAIN: Final = Augmentation(
-    rotation=0, scale=0, stretch=0, shift=0, bend=0, gain=0, offset=0, gamma_share=0, noise_share=0, foreground=1
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +66,11 @@ class Budget:
 class Recipe:
     """All that decides what comes out, besides the cases and the budget."""
 
-    network: UNetConfig
+    network: UNetConfig | ClassifierConfig
     window: tuple[int, ...]
     """Voxels; 2 or 3."""
     loss: str = "dice-ce"
-    """As loss_named has it."""
+    """As loss_named has it; of a classifier "cross-entropy"."""
     batch: int = 2
     """Samples a step."""
     learning_rate: float = 3e-3
@@ -105,8 +102,9 @@ class Point:
     """Of the budget that is spent."""
     loss: float
     """Mean of the training loss since the point before."""
-    dice: float | None
-    """Mean over labels and some validation cases, on the network's grid; None if it was not looked at."""
+    score: float | None
+    """Of some validation cases, 0 to 1: the mean Dice of the labels on the network's grid, or of a classifier the mean over
+    classes of the share that is right; None if it was not looked at."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -187,6 +185,7 @@ class _Run:
     split: Split
     cases: Cases
     device: DeviceName
+    task: Task
     network: nn.Module
     optimizer: torch.optim.AdamW
     step: int = 0
@@ -201,12 +200,13 @@ class _Run:
 
     @classmethod
     def new(cls, recipe: Recipe, split: Split, cases: Cases, device: DeviceName) -> _Run:
+        task = task_of(recipe.network)
         with _seeded(recipe.seed):
-            network = build_unet(recipe.network)
+            network = task.network()
         keep_channels_last(network)
         network.to(device)
         optimizer = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        return cls(recipe, split, cases, device, network, optimizer)
+        return cls(recipe, split, cases, device, task, network, optimizer)
 
     # --------------------------------------------------------------------------------------------------------- a step
 
@@ -214,10 +214,10 @@ class _Run:
         """Take a step; return the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(share)
-        images, labels = self.batch()
+        images, wanted = self.batch()
         with self.computing():
             logits = self.network(images)
-        loss = loss_named(self.recipe.loss)(logits, labels)
+        loss = self.task.loss(self.recipe.loss, logits, wanted)
         value = float(loss.detach())
         if not isfinite(value):
             raise ModelError(f"the loss is no number any more after {self.step} steps", hint="try a lower --learning-rate")
@@ -229,7 +229,7 @@ class _Run:
         return value
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Return the samples of the next step: (B, C, *window) and (B, *window)."""
+        """Return the samples of the next step, (B, C, *window), and their labels (B, *window) or classes (B)."""
         size = self.recipe.batch
         made = []
         for number in range(size):
@@ -248,12 +248,7 @@ class _Run:
         return training[order[place]]
 
     def sample_of(self, case: Case, seed: int, options: Augmentation) -> tuple[Tensor, Tensor]:
-        found = self.cases.get(case)
-        image, labels = torch.from_numpy(found.image), torch.from_numpy(found.labels)
-        if len(self.recipe.window) == 2:  # noqa: PLR2004 - slices of a volume
-            chosen = _slice_of(labels, seed, options)
-            image, labels = image[..., chosen], labels[..., chosen]
-        return sample(image.to(self.device), labels.to(self.device), self.recipe.window, seed, options)
+        return self.task.sample(self.cases.get(case), self.recipe.window, seed, options, self.device)
 
     def computing(self) -> Any:
         """Return the context in which the network computes."""
@@ -262,18 +257,15 @@ class _Run:
     # ------------------------------------------------------------------------------------------------- on the way
 
     def look(self) -> float:
-        """Return the mean Dice of all labels in some validation cases, windows as they are."""
-        classes = self.recipe.network.out_channels
-        hits, sizes = torch.zeros(classes - 1), torch.zeros(classes - 1)
+        """Return how good the network is on some validation cases, windows as they are: see Point.score."""
         with torch.no_grad():
-            for case in self.split.validation[:_LOOKED_AT]:
-                image, truth = self.sample_of(case, 0, PLAIN)
-                with self.computing():
-                    found = self.network(image[None]).float().argmax(dim=1)[0]
-                for label in range(1, classes):
-                    hits[label - 1] += int(((found == label) & (truth == label)).sum())
-                    sizes[label - 1] += int((found == label).sum()) + int((truth == label).sum())
-        return float(torch.where(sizes > 0, 2 * hits / sizes.clamp_min(1), 1.0).mean())
+            return self.task.scored(self._seen(case) for case in self.task.looked_at(self.split.validation))
+
+    def _seen(self, case: Case) -> tuple[Tensor, Tensor]:
+        """Return what the network finds in a case, (*window) or (), and what is there."""
+        image, truth = self.sample_of(case, 0, PLAIN)
+        with self.computing():
+            return self.network(image[None]).float().argmax(dim=1)[0], truth
 
     def spent(self) -> tuple[float, float]:
         """Return seconds and CPU seconds, those of earlier calls included."""
@@ -287,7 +279,7 @@ class _Run:
 
     def identity(self) -> dict[str, Any]:
         """Return what has to be the same for a checkpoint to be of use."""
-        names = "\0".join([*(case.name for case in self.split.training), "", *(case.name for case in self.split.validation)])
+        names = "\0".join([*map(_named, self.split.training), "", *map(_named, self.split.validation)])
         return {
             "recipe": sha256(repr(sorted(asdict(self.recipe).items())).encode()).hexdigest(),
             "cases": sha256(names.encode()).hexdigest(),
@@ -356,15 +348,9 @@ def _run(run: _Run, budget: Budget, place: Place | None, progress: Callable[[Seq
         run.save(place.path)
 
 
-def _slice_of(labels: Tensor, seed: int, options: Augmentation) -> int:
-    """Return the slice of a volume that a 2D sample is made of: the middle one of those with labels, or a random one."""
-    dice = random.Random(seed)  # noqa: S311 - a choice, not a secret
-    filled = labels.flatten(0, 1).any(dim=0).nonzero().flatten().tolist()
-    if options.foreground >= 1 and filled:
-        return int(filled[len(filled) // 2])
-    if filled and dice.random() < options.foreground:
-        return int(dice.choice(filled))
-    return dice.randrange(labels.shape[-1])
+def _named(case: Case) -> str:
+    """Return the name of a case, and its class if it has one."""
+    return case.name if case.class_ is None else f"{case.name}={case.class_}"
 
 
 @contextmanager

@@ -6,15 +6,18 @@ All cases are read once before the first step, so that what is wrong with one of
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from secure_media_processor.errors import ImageError, UsageError
 from secure_media_processor.medical.inference.card import Inputs, Normalization
-from secure_media_processor.medical.unet.dataset import Cases, common_spacing, window_for
+from secure_media_processor.medical.inference.classifier import ClassifierConfig
+from secure_media_processor.medical.unet.dataset import Cases, common_spacing, covering_window, window_for
 from secure_media_processor.medical.unet.losses import loss_named
 from secure_media_processor.medical.unet.models import UNetConfig
+from secure_media_processor.medical.unet.tasks import CROSS_ENTROPY
 from secure_media_processor.medical.unet.train import Precision, Recipe
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ CHANNELS: Final = (16, 32, 64, 128)
 """Features a level, if nothing else is asked for: 1.4 to 1.5 million parameters in 3D."""
 MOST_VOXELS: Final = {2: 512**2, 3: 96**3}
 """Of a window that is chosen here, by its dimensions."""
+MOST_CLASSIFIED: Final = {2: 1024**2, 3: 128**3}
+"""The same of a classifier, which sees all of an image and half of a U-Net's layers."""
 _ORIENTATION: Final = "RAS"
 
 
@@ -35,7 +40,10 @@ _ORIENTATION: Final = "RAS"
 class Wishes:
     """What may be asked for."""
 
+    classes: tuple[str, ...] = ()
+    """Names of the classes of whole images; empty for labels of voxels."""
     variant: Variant = "residual"
+    """Of a U-Net, as the loss is."""
     dimensions: Literal[2, 3] = 3
     channels: tuple[int, ...] = CHANNELS
     loss: str = "dice-ce"
@@ -43,7 +51,7 @@ class Wishes:
     learning_rate: float | None = None
     """None for that of Recipe."""
     window: tuple[int, ...] | None = None
-    """Voxels; None for the median shape."""
+    """Voxels; None for the median shape, or of a classifier for what holds each case."""
     spacing: tuple[float, float, float] | None = None
     """mm along the axes in RAS; None for the median of the training cases."""
     modality: str | None = None
@@ -62,12 +70,20 @@ class Plan:
     recipe: Recipe
     inputs: Inputs
     voxels: dict[int, int] = field(default_factory=dict)
-    """Label → voxels of it in all cases, in the spacing of the network."""
+    """Label → voxels of it in all cases, in the spacing of the network; empty for a classifier."""
+    class_names: tuple[str, ...] = ()
+    """Of a classifier, in order."""
 
     @property
     def classes(self) -> int:
-        """Labels and the background."""
+        """Labels and the background, or classes of images."""
         return self.recipe.network.out_channels
+
+    @property
+    def members(self) -> dict[int, int]:
+        """Class of images → cases of it; empty for labels of voxels."""
+        cases = [*self.split.training, *self.split.validation]
+        return {class_: sum(case.class_ == class_ for case in cases) for class_ in range(len(self.class_names))}
 
 
 def make_plan(
@@ -91,7 +107,8 @@ def make_plan(
         UsageError: the wishes do not go together.
         ImageError: a case cannot be used, or the labels have gaps.
     """
-    loss_named(wishes.loss)
+    if not wishes.classes:
+        loss_named(wishes.loss)
     spacing = wishes.spacing or common_spacing(split.training, identities)
     inputs = Inputs(
         channels=(wishes.modality or "image",),
@@ -106,20 +123,27 @@ def make_plan(
     shapes, voxels = [], np.zeros(256, np.int64)
     for number, case in enumerate(every, start=1):
         found = cases.get(case)
-        shapes.append(found.labels.shape[: wishes.dimensions])
+        shapes.append(found.image.shape[1 : 1 + wishes.dimensions])
         voxels += np.bincount(found.labels.ravel(), minlength=256)
         if progress is not None:
             progress(number, len(every))
-    classes = _classes(voxels)
-    network = UNetConfig(wishes.variant, wishes.dimensions, 1, classes, wishes.channels)
-    window = _window(wishes, network, shapes[: len(split.training)])
+    network: UNetConfig | ClassifierConfig
+    if wishes.classes:
+        counts = {}
+        network = ClassifierConfig(wishes.dimensions, 1, len(wishes.classes), wishes.channels)
+        window = _whole_window(wishes, network, shapes)
+    else:
+        classes = _classes(voxels)
+        counts = {label: int(voxels[label]) for label in range(1, classes)}
+        network = UNetConfig(wishes.variant, wishes.dimensions, 1, classes, wishes.channels)
+        window = _window(wishes, network, shapes[: len(split.training)])
     cases.inputs = inputs.model_copy(update={"roi": window})
-    counts = {label: int(voxels[label]) for label in range(1, classes)}
-    return Plan(split, cases, _recipe(wishes, network, window), cases.inputs, counts)
+    return Plan(split, cases, _recipe(wishes, network, window), cases.inputs, counts, wishes.classes)
 
 
-def _recipe(wishes: Wishes, network: UNetConfig, window: tuple[int, ...]) -> Recipe:
-    recipe = Recipe(network, window, loss=wishes.loss, batch=wishes.batch, precision=wishes.precision, seed=wishes.seed)
+def _recipe(wishes: Wishes, network: UNetConfig | ClassifierConfig, window: tuple[int, ...]) -> Recipe:
+    loss = CROSS_ENTROPY if wishes.classes else wishes.loss
+    recipe = Recipe(network, window, loss=loss, batch=wishes.batch, precision=wishes.precision, seed=wishes.seed)
     if wishes.learning_rate is not None:
         recipe = replace(recipe, learning_rate=wishes.learning_rate)
     if wishes.mirror:
@@ -145,11 +169,38 @@ def _classes(voxels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
 def _window(wishes: Wishes, network: UNetConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if wishes.window is None:
         return window_for(shapes, network.factor, MOST_VOXELS[wishes.dimensions])
-    if len(wishes.window) != wishes.dimensions:
-        raise UsageError(f"a window of {len(wishes.window)} sides is not one of {wishes.dimensions} dimensions")
-    if min(wishes.window) < 2 * network.factor:
+    return _asked_window(wishes.window, wishes, network)
+
+
+def _whole_window(wishes: Wishes, network: ClassifierConfig, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return a window that holds all of each case: what is cut off could be what makes the class."""
+    whole = covering_window(shapes, network.factor)
+    if wishes.window is not None:
+        window = _asked_window(wishes.window, wishes, network)
+        if any(side < needed for side, needed in zip(window, np.max(np.array(shapes), axis=0), strict=True)):
+            raise UsageError(
+                f"a window of {_by(window)} voxels does not hold all of each image, which a class is of",
+                hint=f"leave out --window, for {_by(whole)}, or give a coarser --spacing",
+            )
+        return window
+    if prod(whole) > MOST_CLASSIFIED[wishes.dimensions]:
         raise UsageError(
-            f"a window of {' by '.join(map(str, wishes.window))} voxels is too small for {len(network.channels)} levels",
+            f"the images are large: a window that holds each of them has {_by(whole)} voxels",
+            hint=f"give a coarser --spacing, or --window {','.join(map(str, whole))} to do it nevertheless",
+        )
+    return whole
+
+
+def _asked_window(window: tuple[int, ...], wishes: Wishes, network: UNetConfig | ClassifierConfig) -> tuple[int, ...]:
+    if len(window) != wishes.dimensions:
+        raise UsageError(f"a window of {len(window)} sides is not one of {wishes.dimensions} dimensions")
+    if min(window) < 2 * network.factor:
+        raise UsageError(
+            f"a window of {_by(window)} voxels is too small for {len(network.channels)} levels",
             hint=f"make each side {2 * network.factor} or more",
         )
-    return wishes.window
+    return window
+
+
+def _by(window: Sequence[int]) -> str:
+    return " by ".join(map(str, window))
