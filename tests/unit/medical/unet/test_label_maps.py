@@ -17,14 +17,15 @@ TURNED = np.array([[0, -1.2, 0.05, 3], [1, 0, 0, 4], [0, 0.05, 2, 5], [0, 0, 0, 
 
 
 def plain(labels: np.ndarray, grid: Grid, target: Grid) -> np.ndarray:
+    """The share of each label at each voxel."""
     matrix = np.round(np.linalg.inv(grid.affine) @ target.affine, 9)
     shares = [
         ndimage.affine_transform(
             (labels == label).astype(np.float64), matrix[:3, :3], matrix[:3, 3], target.shape, order=1, mode="nearest"
         )
-        for label in range(labels.max() + 1)
+        for label in range(4)
     ]
-    return np.argmax(np.round(shares, 6), axis=0)
+    return np.array(shares)
 
 
 @given(
@@ -42,9 +43,10 @@ def test_it_is_the_greatest_share(shape: tuple[int, int, int], spacing: tuple[fl
         found = resampled_labels(labels, grid, target)
     assert found.dtype == np.uint8
     assert found.flags.f_contiguous
-    expected = plain(labels, grid, target)
-    # Where two labels have equal shares, rounding decides in either way.
-    assert (found == expected).mean() > 0.95
+    shares = plain(labels, grid, target)
+    second, first = np.sort(shares, axis=0)[-2:]
+    decided = first - second > 1e-5  # where two labels have equal shares, rounding decides in either way
+    assert (found == shares.argmax(axis=0))[decided].all()
 
 
 def test_a_ball_comes_back() -> None:
