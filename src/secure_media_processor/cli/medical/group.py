@@ -27,7 +27,11 @@ COMMANDS: Sections = {
         "evaluate": ("medical.evaluate", "evaluate", "Measure segmentations, or predicted probabilities, against the truth."),
         "segment": ("medical.segment", "segment", "Segment an image with a model."),
         "model": ("medical.model", "model", "Look at model packages and check them."),
-        "train": ("medical.train", "train", "Train a U-Net or a classifier from images of yours."),
+        "train": (
+            "medical.train",
+            "train",
+            "Train a U-Net from images and label maps, or a classifier from images and their classes.",
+        ),
     },
     "Network": {
         "fetch": ("medical.fetch", "fetch", "Fetch studies from a DICOM archive (PACS)."),
